@@ -1,0 +1,326 @@
+"""The configuration: read once, checked once, frozen, and never shown with its secrets.
+
+Precedence, weakest first: the defaults below, the JSON file, the environment (`BENCHBRIDGE_<KEY>`; `BENCHBRIDGE_<KEY>_FILE` names a file that holds
+a secret), and what the host's config or the command line says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
+
+from benchbridge_plugin.errors import ConfigError
+
+SECTION = "benchmark_predictive_performance"
+DEFAULT_FILE = "benchbridge.json"
+_ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
+_SECRETS = frozenset({"api_key", "bridge_api_key"})
+_DOCUMENTED = (
+    "enabled",
+    "benchmark_db_path",
+    "predictive_api_url",
+    "api_key",
+    "sync_interval_minutes",
+    "auto_sync_enabled",
+    "sync_limit",
+    "sync_days_lookback",
+    "high_priority_models",
+    "report_output_dir",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingConfig:
+    """How the command line logs. A host that runs the plugin configures its own logging."""
+
+    level: str = "INFO"
+    file: str | None = None
+    format: str = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeConfig:
+    """Every setting, with its default. docs/configuration.md says what each is for."""
+
+    enabled: bool = False
+    benchmark_db_path: str = "benchmark_db.duckdb"
+    predictive_api_url: str = "http://localhost:8080"
+    api_key: str | None = None
+    sync_interval_minutes: float = 60.0
+    auto_sync_enabled: bool = False
+    sync_limit: int = 100
+    sync_days_lookback: int = 30
+    high_priority_models: tuple[str, ...] = ("bert-base-uncased", "gpt2", "t5-base", "vit-base-patch16-224")
+    report_output_dir: str = "reports"
+
+    strict: bool = False
+    sync_on_startup: bool = True
+    report_keep: int = 30
+    predictive_mode: str = "auto"
+    source_name: str | None = None
+    source_timezone: str = "UTC"
+    source_busy_timeout_s: float = 30.0
+    ledger_url: str | None = None
+    measurement_source: str = "keyed"
+    default_sequence_length: int = 128
+    default_precision: str | None = None
+    default_batch_size: int | None = None
+    hardware_aliases: Mapping[str, str] = field(default_factory=dict)
+    precision_aliases: Mapping[str, str] = field(default_factory=dict)
+    batch_size: int | None = None
+    request_timeout_s: float = 30.0
+    acknowledge_timeout_s: float = 30.0
+    settle_after_s: float = 5.0
+    ca_bundle: str | None = None
+    retry_base_s: float = 30.0
+    retry_max_s: float = 3600.0
+    lease_s: float = 60.0
+    shutdown_timeout_s: float = 10.0
+    bridge_api_key: str | None = None
+    read_access: str = "key"
+
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def resolved_source_name(self) -> str:
+        """The name under which the ledger knows the benchmark file: its stem, so that file and ledger can move together."""
+        return self.source_name or Path(self.benchmark_db_path).stem
+
+    @property
+    def resolved_ledger_url(self) -> str:
+        """An SQLAlchemy URL. The default is `<benchmark file>.bridge.sqlite`, beside the benchmark file."""
+        if self.ledger_url is None:
+            return f"sqlite:///{self.benchmark_db_path}.bridge.sqlite"
+        return self.ledger_url if "://" in self.ledger_url else f"sqlite:///{self.ledger_url}"
+
+    def redacted(self) -> dict[str, object]:
+        """The settings as JSON values; a secret is shown as `"***"`, and a password inside a URL too."""
+        shown: dict[str, object] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _SECRETS:
+                shown[item.name] = "***" if value else None
+            elif item.name.endswith("_url") and isinstance(value, str):
+                shown[item.name] = redact_url(value)
+            elif isinstance(value, LoggingConfig):
+                shown[item.name] = {part.name: getattr(value, part.name) for part in fields(value)}
+            elif isinstance(value, Mapping):
+                shown[item.name] = dict(value)
+            else:
+                shown[item.name] = list(value) if isinstance(value, tuple) else value
+        return shown
+
+    def with_changes(self, **changes: object) -> BridgeConfig:
+        """A copy with some settings replaced and checked; `None` means: leave as it is."""
+        return from_mapping({key: value for key, value in changes.items() if value is not None}, base=self, where="argument")
+
+
+def redact_url(url: str) -> str:
+    """The URL without the password it may carry."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def default_document() -> dict[str, object]:
+    """What `create-config` writes: the documented keys, each with its default."""
+    config = BridgeConfig(enabled=True)
+    shown = config.redacted()
+    section = {key: shown[key] for key in _DOCUMENTED}
+    section["sync_interval_minutes"] = int(config.sync_interval_minutes)
+    return {SECTION: section, "logging": shown["logging"]}
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> BridgeConfig:
+    """The configuration from a file (optional), the environment and overrides. Raises ConfigError naming the place and the key."""
+    config = BridgeConfig()
+    if path is not None:
+        config = from_document(_read_json(path), base=config, where=str(path))
+    config = from_mapping(_from_environment(environ or {}), base=config, where="environment")
+    chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
+    return from_mapping(chosen, base=config, where="command line")
+
+
+def from_document(document: object, *, base: BridgeConfig | None = None, where: str) -> BridgeConfig:
+    """The configuration from a whole JSON document; sections that belong to others are left alone."""
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{where} must hold a JSON object.", guidance=f'Start from: {{"{SECTION}": {{}}}}.', where=where)
+    section = document.get(SECTION, {})
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{SECTION} in {where} must be a JSON object.", where=where)
+    config = from_mapping(section, base=base, where=f"{where}, section {SECTION}")
+    if "logging" in document and SECTION in document:
+        config = replace(config, logging=_logging(document["logging"], where))
+    return config
+
+
+def from_mapping(values: Mapping[str, Any], *, base: BridgeConfig | None = None, where: str) -> BridgeConfig:
+    """`base` (or the defaults) with `values` put over it. Raises ConfigError for an unknown key or a value that does not fit."""
+    base = base or BridgeConfig()
+    hints = get_type_hints(BridgeConfig)
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints or key == "logging":
+            near = difflib.get_close_matches(str(key), [name for name in hints if name != "logging"], n=1)
+            guidance = f"Did you mean {near[0]}?" if near else "docs/configuration.md lists the keys."
+            raise ConfigError(f"Unknown key {key!r} in {where}.", guidance=guidance, key=str(key), where=where)
+        changes[key] = _coerce(key, hints[key], value, where)
+    config = replace(base, **changes)
+    _check(config, where)
+    return config
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no config file {path}.", guidance="Write one with: benchbridge create-config --config " + str(path)
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.", guidance="Correct it there.", path=str(path)
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}.", guidance="Check the path and its permissions.", path=str(path)) from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    names = {item.name for item in fields(BridgeConfig)} - {"logging"}
+    values: dict[str, object] = {}
+    for variable, text in environ.items():
+        key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+        if not variable.startswith(_ENVIRONMENT_PREFIX):
+            continue
+        if key in names:
+            values[key] = text
+        elif key.removesuffix("_file") in _SECRETS:
+            try:
+                values[key.removesuffix("_file")] = Path(text).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"{variable} names a file that cannot be read: {error}.", guidance="Check the path and its permissions."
+                ) from None
+        else:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"Did you mean {_ENVIRONMENT_PREFIX}{near[0].upper()}?" if near else "docs/configuration.md lists the keys."
+            raise ConfigError(f"Unknown environment variable {variable}.", guidance=hint, key=variable)
+    return values
+
+
+def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type of the field, or a ConfigError. Text is parsed, since the environment has nothing else."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    optional = type(None) in get_args(hint)
+    kind = options[0] if optional else hint
+    if value is None and optional:
+        return None
+    origin = get_origin(kind) or kind
+    try:
+        if origin is bool:
+            return _bool(value)
+        if origin in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return _number(origin, value)
+        if origin is str and isinstance(value, (str, Path)):
+            return str(value)
+        if origin is tuple:
+            items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+            if all(isinstance(item, str) for item in items):
+                return tuple(items)
+        if issubclass(origin, Mapping):
+            pairs = json.loads(value) if isinstance(value, str) else value
+            if isinstance(pairs, Mapping) and all(isinstance(a, str) and isinstance(b, str) for a, b in pairs.items()):
+                return MappingProxyType({name.strip().lower(): meant.strip().lower() for name, meant in pairs.items()})
+    except (TypeError, ValueError):
+        pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of names"}.get(
+        origin, "an object of names"
+    )
+    shown = "***" if key in _SECRETS else repr(value)
+    raise ConfigError(f"{key} in {where} must be {wanted}, not {shown}.", guidance="Correct it there.", key=key, where=where)
+
+
+def _bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in {"1", "true", "yes", "on"}:
+        return True
+    if isinstance(value, str) and value.strip().lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError
+
+
+def _number(kind: type[int] | type[float], value: int | float | str) -> int | float:
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")) or (kind is int and number != int(number)):
+        raise ValueError
+    return kind(number)
+
+
+def _logging(values: object, where: str) -> LoggingConfig:
+    allowed = {item.name for item in fields(LoggingConfig)}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"logging in {where} must be a JSON object.", where=where)
+    for key, value in values.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            raise ConfigError(f"Unknown key {key!r} in {where}, section logging.", guidance=f"Did you mean {near[0]}?" if near else "")
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"logging.{key} in {where} must be text, not {value!r}.", guidance="Correct it there.")
+    merged = LoggingConfig(**{key: value for key, value in values.items() if value is not None or key == "file"})
+    if merged.level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+        raise ConfigError(f"logging.level in {where} must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {merged.level!r}.")
+    return replace(merged, level=merged.level.upper())
+
+
+def _check(config: BridgeConfig, where: str) -> None:
+    """Values that have the right type and still make no sense."""
+
+    def require(holds: bool, key: str, rule: str) -> None:
+        if not holds:
+            raise ConfigError(
+                f"{key} in {where} must be {rule}, not {getattr(config, key)!r}.", guidance="Correct it there.", key=key, where=where
+            )
+
+    require(config.predictive_mode in ("auto", "in_process", "http"), "predictive_mode", "auto, in_process or http")
+    require(config.measurement_source in ("keyed", "plain"), "measurement_source", "keyed or plain")
+    require(config.read_access in ("key", "open"), "read_access", "key or open")
+    require(bool(config.benchmark_db_path.strip()), "benchmark_db_path", "a path")
+    require(urlsplit(config.predictive_api_url).scheme in ("http", "https"), "predictive_api_url", "a http or https URL")
+    require(bool(urlsplit(config.predictive_api_url).hostname), "predictive_api_url", "a URL with a host")
+    require(config.sync_interval_minutes > 0, "sync_interval_minutes", "more than 0")
+    for key in ("sync_limit", "sync_days_lookback"):
+        require(getattr(config, key) >= 0, key, "0 (no limit) or more")
+    for key in ("default_sequence_length", "report_keep"):
+        require(getattr(config, key) >= 1, key, "1 or more")
+    require(config.batch_size is None or 1 <= config.batch_size <= 100_000, "batch_size", "1 to 100000")
+    require(config.default_batch_size is None or config.default_batch_size >= 1, "default_batch_size", "1 or more")
+    for key in (
+        "request_timeout_s",
+        "acknowledge_timeout_s",
+        "retry_base_s",
+        "retry_max_s",
+        "lease_s",
+        "shutdown_timeout_s",
+        "source_busy_timeout_s",
+    ):
+        require(getattr(config, key) > 0, key, "more than 0 seconds")
+    require(config.lease_s > config.request_timeout_s, "lease_s", f"longer than request_timeout_s ({config.request_timeout_s:g})")
+    require(config.settle_after_s >= 0, "settle_after_s", "0 seconds or more")
+    try:
+        ZoneInfo(config.source_timezone)
+    except (KeyError, ValueError, OSError):
+        require(False, "source_timezone", "a time zone name such as UTC or Europe/Berlin")

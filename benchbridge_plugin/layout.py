@@ -1,0 +1,186 @@
+"""Which column plays which role in a benchmark database.
+
+Layouts differ from one benchmark runner to the next; what they have in common is roles. A `Layout` is found from the catalogue alone (base tables
+only: a view can read any file when it is opened) and gives the FROM clause and one SQL expression for each role. Every name in it comes from
+somebody else's file, so it is quoted, and the expressions use nothing but casts and comparisons: a file can define macros that replace functions
+and operators such as `md5` or `||`, but not those. What the values mean is decided in mapping.py, in a database of our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchbridge_plugin.errors import SourceLayoutError
+
+#: table -> column -> data type, all as spelt in the file
+Catalogue = Mapping[str, Mapping[str, str]]
+
+_RESULTS, _MODELS, _HARDWARE, _RUNS = "performance_results", "models", "hardware_platforms", "test_runs"
+
+_RESULT_ID = ("result_id", "id", "performance_id")
+_THROUGHPUT = ("throughput_items_per_second",)
+_LATENCY = ("average_latency_ms", "latency_ms")
+_MEMORY = ("memory_peak_mb", "memory_mb", "peak_memory_mb")
+_RUN_STARTED = ("started_at", "start_time")
+_RESULT_TIME = ("created_at", "test_timestamp", "timestamp")
+_SIMULATED = ("is_simulated", "simulation_mode")
+
+#: The roles in the order of the columns that a read returns, with the type each is cast to.
+ROLES: Mapping[str, str] = {
+    "result_id": "VARCHAR",
+    "model_name": "VARCHAR",
+    "model_family": "VARCHAR",
+    "hardware_type": "VARCHAR",
+    "device_name": "VARCHAR",
+    "batch_size": "BIGINT",
+    "sequence_length": "BIGINT",
+    "precision": "VARCHAR",
+    "test_case": "VARCHAR",
+    "throughput": "DOUBLE",
+    "latency_ms": "DOUBLE",
+    "memory_mb": "DOUBLE",
+    "run_started": "VARCHAR",  # text, so that a time zone in the column is kept and a missing one is seen
+    "result_time": "VARCHAR",
+    "extras": "VARCHAR",
+    "simulated": "BOOLEAN",
+    "hardware_simulated": "BOOLEAN",
+    "run_success": "BOOLEAN",
+    "run_status": "VARCHAR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How to read one benchmark database: `SELECT {columns} FROM {tables}`, with the result id available as `{id_column}` of type `id_type`."""
+
+    id_column: str
+    id_type: str
+    id_unique: bool
+    columns: str
+    tables: str
+    results_table: str
+    roles: Mapping[str, str]  # role -> "table.column", for people
+
+
+def quoted(name: str) -> str:
+    """The name as an SQL identifier, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) -> Layout:
+    """The layout of a database, or SourceLayoutError naming the missing role and the columns that were found.
+
+    `unique` holds the (table, column) pairs that a primary key or a unique constraint covers alone.
+    """
+    tables = {name.lower(): name for name in catalogue}
+
+    def columns_of(table: str) -> dict[str, str]:
+        return {column.lower(): column for column in catalogue[tables[table]]} if table in tables else {}
+
+    def first(table: str, names: Sequence[str]) -> str | None:
+        found = columns_of(table)
+        return next((found[name] for name in names if name in found), None)
+
+    def fail(role: str, table: str, names: Sequence[str]) -> SourceLayoutError:
+        here = (
+            f"its columns are: {', '.join(catalogue[tables[table]])}"
+            if table in tables
+            else f"the tables are: {', '.join(catalogue) or 'none'}"
+        )
+        return SourceLayoutError(
+            f"{path} has no column for the role '{role}': looked for {' or '.join(names)} in table {table}; {here}.",
+            guidance="benchbridge reads columns by role; docs/layouts.md lists the names it knows.",
+            path=path,
+            role=role,
+            table=table,
+            columns=list(catalogue[tables[table]]) if table in tables else [],
+        )
+
+    if _RESULTS not in tables:
+        raise SourceLayoutError(
+            f"{path} has no table performance_results; its tables are: {', '.join(catalogue) or 'none'}.",
+            guidance="Point benchmark_db_path at the benchmark database (views do not count).",
+            path=path,
+            role="results",
+            columns=[],
+        )
+
+    result_id = first(_RESULTS, _RESULT_ID)
+    if result_id is None:
+        raise fail("result id", _RESULTS, _RESULT_ID)
+    figures = {
+        "throughput": first(_RESULTS, _THROUGHPUT),
+        "latency_ms": first(_RESULTS, _LATENCY),
+        "memory_mb": first(_RESULTS, _MEMORY),
+    }
+    if not any(figures.values()):
+        raise fail("a figure (throughput, latency or memory)", _RESULTS, [*_THROUGHPUT, *_LATENCY, *_MEMORY])
+
+    expressions: dict[str, str] = {"result_id": f"r.{quoted(result_id)}"}
+    origin: dict[str, str] = {"result_id": f"{_RESULTS}.{result_id}"}
+    joins: list[str] = [f"{quoted(tables[_RESULTS])} AS r"]
+
+    def take(role: str, alias: str, table: str, names: Sequence[str]) -> None:
+        column = first(table, names)
+        if column is not None and role not in expressions:
+            expressions[role] = f"{alias}.{quoted(column)}"
+            origin[role] = f"{table}.{column}"
+
+    def join(alias: str, table: str, reference: str, keys: Sequence[str]) -> bool:
+        """LEFT JOIN the table (a reference can be null or dangling), one row for each key even where the file does not promise that."""
+        own, key = first(_RESULTS, [reference]), first(table, keys)
+        if own is None or key is None:
+            return False
+        target = quoted(tables[table])
+        if (table, key.lower()) not in unique:
+            target = f"(SELECT DISTINCT ON ({quoted(key)}) * FROM {target} ORDER BY ALL)"
+        same_type = catalogue[tables[_RESULTS]][own] == catalogue[tables[table]][key]
+        left, right = f"r.{quoted(own)}", f"{alias}.{quoted(key)}"
+        condition = f"{left} = {right}" if same_type else f"CAST({left} AS VARCHAR) = CAST({right} AS VARCHAR)"
+        joins.append(f"LEFT JOIN {target} AS {alias} ON {condition}")
+        return True
+
+    if join("m", _MODELS, "model_id", ["model_id", "id"]):
+        take("model_name", "m", _MODELS, ["model_name", "name"])
+        take("model_family", "m", _MODELS, ["model_family", "model_type"])
+    take("model_name", "r", _RESULTS, ["model_name"])
+    if "model_name" not in expressions:
+        raise fail("model", _MODELS, ["model_id -> models.model_name"])
+    if join("h", _HARDWARE, "hardware_id", ["hardware_id", "id"]):
+        take("hardware_type", "h", _HARDWARE, ["hardware_type", "type"])
+        take("device_name", "h", _HARDWARE, ["device_name", "hardware_name"])
+        take("hardware_simulated", "h", _HARDWARE, _SIMULATED)
+    take("hardware_type", "r", _RESULTS, ["hardware_type"])
+    if "hardware_type" not in expressions:
+        raise fail("hardware", _HARDWARE, ["hardware_id -> hardware_platforms.hardware_type"])
+    if join("t", _RUNS, "run_id", ["run_id", "id"]):
+        take("run_started", "t", _RUNS, _RUN_STARTED)
+        take("run_success", "t", _RUNS, ["success"])
+        take("run_status", "t", _RUNS, ["status"])
+
+    for role, column in figures.items():
+        if column is not None:
+            expressions[role] = f"r.{quoted(column)}"
+            origin[role] = f"{_RESULTS}.{column}"
+    for role in ("batch_size", "sequence_length", "precision", "test_case"):
+        take(role, "r", _RESULTS, [role])
+    take("result_time", "r", _RESULTS, _RESULT_TIME)
+    take("extras", "r", _RESULTS, ["metrics", "metadata"])
+    take("simulated", "r", _RESULTS, _SIMULATED)
+
+    projection = ",\n       ".join(
+        f"{'CAST' if kind == 'VARCHAR' else 'TRY_CAST'}({expressions[role]} AS {kind}) AS {role}"
+        if role in expressions
+        else f"CAST(NULL AS {kind}) AS {role}"
+        for role, kind in ROLES.items()
+    )
+    return Layout(
+        id_column=f"r.{quoted(result_id)}",
+        id_type=catalogue[tables[_RESULTS]][result_id],
+        id_unique=(_RESULTS, result_id.lower()) in unique,
+        columns=projection,
+        tables="\n".join(joins),
+        results_table=quoted(tables[_RESULTS]),
+        roles=origin,
+    )

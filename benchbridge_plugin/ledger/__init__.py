@@ -1,0 +1,41 @@
+"""The ledger: one row for each result that was ever touched, the runs, and who may move results.
+
+`Ledger` is the only name other modules need. It holds no connection between calls and may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from benchbridge_plugin.ledger.accounts import Accounts, Page
+from benchbridge_plugin.ledger.deliveries import Comparison, Deliveries, Holder
+from benchbridge_plugin.ledger.leases import Lease, LeaseHolder, Leases
+from benchbridge_plugin.ledger.runs import Runs, Schedule
+from benchbridge_plugin.ledger.store import Store
+
+__all__ = ["Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule"]
+
+
+class Ledger:
+    """`leases`: who may write; `runs`: what was done and when; `deliveries`: the rows and their steps; `accounts`: what it all adds up to."""
+
+    def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
+        self._store = Store(url)
+        self.now = now
+        self.leases = Leases(self._store, now)
+        self.runs = Runs(self._store, self.leases, now)
+        self.deliveries = Deliveries(self._store, self.leases, now)
+        self.accounts = Accounts(self._store)
+
+    @property
+    def place(self) -> str:
+        """Where it is, without a password."""
+        return self._store.place
+
+    def check(self) -> None:
+        """Open it, creating or upgrading it if need be. Raises LedgerError."""
+        self._store.prepare()
+
+    def close(self) -> None:
+        self._store.dispose()

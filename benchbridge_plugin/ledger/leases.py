@@ -1,0 +1,90 @@
+"""Who may move results: one holder for each source, found out and enforced in the ledger itself.
+
+A lease runs out when its holder stops renewing it. Its token grows with every new holder, and every write of a run checks the token inside the same
+transaction: a holder that was stopped, lost its lease and comes back cannot write (fencing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from benchbridge_plugin.errors import LeaseBusy, LeaseLost
+from benchbridge_plugin.ledger.schema import leases
+from benchbridge_plugin.ledger.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    name: str
+    owner: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseHolder:
+    """Who holds a lease now, for the status page."""
+
+    owner: str
+    run_id: int | None
+    expires_at: float
+
+
+class Leases:
+    def __init__(self, store: Store, now: Callable[[], float]) -> None:
+        self._store = store
+        self._now = now
+
+    def acquire(self, name: str, owner: str, duration_s: float) -> Lease:
+        """Take the lease if nobody holds it. Raises LeaseBusy with the holder and its run."""
+        with self._store.writing() as connection:
+            found = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one_or_none()
+            now = self._now()
+            if found is None:
+                token = 1
+                connection.execute(leases.insert().values(name=name, owner=owner, token=token, run_id=None, expires_at=now + duration_s))
+            elif found["expires_at"] > now:
+                raise LeaseBusy(
+                    f"Another sync of {name} is running ({found['owner']}).",
+                    guidance="Wait for it, or look at it with: benchbridge report.",
+                    owner=found["owner"],
+                    run_id=found["run_id"],
+                )
+            else:
+                token = found["token"] + 1
+                values = {"owner": owner, "token": token, "run_id": None, "expires_at": now + duration_s}
+                connection.execute(leases.update().where(leases.c.name == name).values(**values))
+        return Lease(name, owner, token)
+
+    def renew(self, connection: Connection, lease: Lease, duration_s: float, run_id: int | None = None) -> None:
+        """Prolong the lease inside the caller's transaction. Raises LeaseLost, and with that the transaction is rolled back."""
+        values: dict[str, object] = {"expires_at": self._now() + duration_s}
+        if run_id is not None:
+            values["run_id"] = run_id
+        mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
+        if connection.execute(leases.update().where(mine).values(**values)).rowcount != 1:
+            raise LeaseLost(
+                f"This process ({lease.owner}) lost the lease on {lease.name}: another took over.",
+                guidance="Nothing to do: the other process goes on from where the ledger stands.",
+            )
+
+    def prolong(self, lease: Lease, duration_s: float) -> None:
+        """Renew the lease in a transaction of its own. Raises LeaseLost."""
+        with self._store.writing() as connection:
+            self.renew(connection, lease, duration_s)
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back; without effect if it was lost. The row stays, so that the token never starts anew."""
+        with self._store.writing() as connection:
+            mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
+            connection.execute(leases.update().where(mine).values(expires_at=0.0, run_id=None))
+
+    def holder(self, name: str) -> LeaseHolder | None:
+        """Who holds the lease now, or None."""
+        with self._store.reading() as connection:
+            found = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
+        if found is None or found["expires_at"] <= self._now():
+            return None
+        return LeaseHolder(found["owner"], found["run_id"], found["expires_at"])

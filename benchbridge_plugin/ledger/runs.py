@@ -1,0 +1,178 @@
+"""The runs, kept for good, and the schedule that all processes share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sqlalchemy import RowMapping, or_, select, update
+
+from benchbridge_plugin.ledger.deliveries import Holder
+from benchbridge_plugin.ledger.leases import Lease, Leases
+from benchbridge_plugin.ledger.schema import runs, sources
+from benchbridge_plugin.ledger.store import Store
+from benchbridge_plugin.model import RunSummary, SyncRequest
+
+_START_UP_APART_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When the next cycle is due. Times are seconds since 1970."""
+
+    paused: bool
+    interval_minutes: float | None  # set by an operator; None: as configured
+    next_tick_at: float | None
+    last_tick_at: float | None
+
+
+class Runs:
+    def __init__(self, store: Store, leases: Leases, now: Callable[[], float]) -> None:
+        self._store = store
+        self._leases = leases
+        self._now = now
+
+    def source_id(self, name: str) -> int:
+        """The number of a source, added when it is new."""
+        statement = select(sources.c.source_id).where(sources.c.name == name)
+        with self._store.reading() as connection:
+            found = connection.execute(statement).scalar_one_or_none()
+        if found is None:
+            with self._store.writing() as connection:
+                found = connection.execute(statement).scalar_one_or_none()
+                if found is None:
+                    inserted = connection.execute(sources.insert().values(name=name))
+                    found = inserted.inserted_primary_key[0] if inserted.inserted_primary_key else None
+        assert found is not None
+        return int(found)
+
+    def begin(self, lease: Lease, source_id: int, request: SyncRequest, duration_s: float) -> RunSummary:
+        """Record a new run of this lease. Runs that were never finished belong to processes that are gone: they become `failed`."""
+        now = self._now()
+        with self._store.writing() as connection:
+            connection.execute(
+                update(runs)
+                .where(runs.c.source_id == source_id, runs.c.state == "running")
+                .values(state="failed", finished_at=now, error_code="process_gone", message="The process that ran it is gone.")
+            )
+            inserted = connection.execute(
+                runs.insert().values(
+                    source_id=source_id,
+                    kind=request.kind,
+                    state="running",
+                    owner=lease.owner,
+                    request=json.dumps(asdict(request)),
+                    started_at=now,
+                )
+            )
+            assert inserted.inserted_primary_key
+            run_id = int(inserted.inserted_primary_key[0])
+            self._leases.renew(connection, lease, duration_s, run_id)
+        return RunSummary(run_id, "running", request.kind, request.dry_run, now, None, request=asdict(request))
+
+    def progress(self, holder: Holder, progress: Mapping[str, object]) -> None:
+        """Show how far the run is, and prolong its lease."""
+        with self._store.writing() as connection:
+            self._leases.renew(connection, holder.lease, holder.duration_s)
+            connection.execute(update(runs).where(runs.c.run_id == holder.run_id).values(summary=json.dumps(dict(progress))))
+
+    def finish(self, summary: RunSummary) -> RunSummary:
+        """Record how the run ended. Not fenced: a run that lost its lease may say so, but never over another's verdict on it."""
+        finished = replace(summary, finished_at=self._now())
+        with self._store.writing() as connection:
+            connection.execute(
+                update(runs)
+                .where(runs.c.run_id == finished.run_id)
+                .values(
+                    state=finished.state,
+                    finished_at=finished.finished_at,
+                    summary=json.dumps(finished.as_dict()),
+                    error_code=finished.error_code,
+                    message=finished.message,
+                )
+            )
+        return finished
+
+    def get(self, source_id: int, run_id: int) -> dict[str, object] | None:
+        with self._store.reading() as connection:
+            row = connection.execute(select(runs).where(runs.c.source_id == source_id, runs.c.run_id == run_id)).mappings().one_or_none()
+        return _run(row) if row is not None else None
+
+    def history(self, source_id: int, *, limit: int = 20, before: int | None = None) -> list[dict[str, object]]:
+        """The runs, newest first; `before` is a run id to go on from."""
+        statement = select(runs).where(runs.c.source_id == source_id).order_by(runs.c.run_id.desc()).limit(limit)
+        if before is not None:
+            statement = statement.where(runs.c.run_id < before)
+        with self._store.reading() as connection:
+            return [_run(row) for row in connection.execute(statement).mappings()]
+
+    # -- the schedule -------------------------------------------------------------------------------------------------------------------
+
+    def schedule(self, source_id: int) -> Schedule:
+        columns = (sources.c.paused, sources.c.interval_minutes, sources.c.next_tick_at, sources.c.last_tick_at)
+        with self._store.reading() as connection:
+            row = connection.execute(select(*columns).where(sources.c.source_id == source_id)).one()
+        return Schedule(bool(row[0]), row[1], row[2], row[3])
+
+    def set_schedule(self, source_id: int, *, paused: bool | None = None, interval_minutes: float | None = None) -> Schedule:
+        """Pause, resume or change the interval, for every process. A new interval counts from now."""
+        changes: dict[str, Any] = {}
+        if paused is not None:
+            changes["paused"] = paused
+        if interval_minutes is not None:
+            changes["interval_minutes"] = interval_minutes
+            changes["next_tick_at"] = self._now() + interval_minutes * 60
+        if changes:
+            with self._store.writing() as connection:
+                connection.execute(update(sources).where(sources.c.source_id == source_id).values(**changes))
+        return self.schedule(source_id)
+
+    def claim_tick(self, source_id: int, interval_s: float, *, at_once: bool = False) -> bool:
+        """Whether the scheduled cycle that is due now is ours to run: of all processes that ask, one gets True.
+
+        `at_once` asks for the start-up cycle: due unless another process, started together with this one, had a tick just now.
+        """
+        now = self._now()
+        if at_once:
+            due = or_(
+                sources.c.last_tick_at.is_(None),
+                sources.c.last_tick_at <= now - min(interval_s / 2, _START_UP_APART_S),
+                sources.c.last_tick_at > now,
+            )
+        else:
+            # A next tick further away than one interval comes from a clock that was wrong, or from a longer interval: it is due.
+            due = or_(sources.c.next_tick_at <= now, sources.c.next_tick_at > now + interval_s * 1.5)
+        first = (
+            update(sources).where(sources.c.source_id == source_id, sources.c.next_tick_at.is_(None)).values(next_tick_at=now + interval_s)
+        )
+        claim = (
+            update(sources)
+            .where(sources.c.source_id == source_id, sources.c.paused.is_(False), due)
+            .values(next_tick_at=now + interval_s, last_tick_at=now)
+        )
+        with self._store.reading() as connection:  # most of the time nothing is due, and looking does not lock
+            pending = connection.execute(select(sources.c.next_tick_at).where(sources.c.source_id == source_id)).scalar_one()
+        if not at_once and pending is not None and now < pending <= now + interval_s * 1.5:
+            return False
+        with self._store.writing() as connection:
+            claimed = connection.execute(claim).rowcount == 1
+            connection.execute(first)
+        return claimed
+
+
+def _run(row: RowMapping) -> dict[str, object]:
+    summary = json.loads(row["summary"])
+    return {
+        **summary,
+        "run_id": row["run_id"],
+        "kind": row["kind"],
+        "state": row["state"],
+        "owner": row["owner"],
+        "request": json.loads(row["request"]),
+        "started_at": row["started_at"],
+        "finished_at": row["finished_at"],
+        "error_code": row["error_code"],
+        "message": row["message"],
+    }

@@ -1,0 +1,161 @@
+"""The tables of the ledger and the steps that bring an older one up to date.
+
+Repeated texts (models, hardware, reasons) are kept once and referred to by number, so that a million rows stay small and quick to count. The view
+`delivery_view` shows the rows as people think of them; nothing in the code reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from benchbridge_plugin.model import STATE_NAMES
+
+metadata = MetaData()
+
+ledger_meta = Table("ledger_meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+sources = Table(
+    "sources",
+    metadata,
+    Column("source_id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    # The last comparison with the file. `total` and `skipped` stay as counted; `untouched` falls with every row that a run takes up.
+    Column("compared_at", Double),
+    Column("signature", Text),
+    Column("scope", Text),  # what the counts depend on beside the file: look-back and rules
+    Column("total", BigInteger, nullable=False, server_default="0"),
+    Column("untouched", BigInteger, nullable=False, server_default="0"),
+    Column("skipped", Text, nullable=False, server_default="{}"),
+    # The schedule, one for all processes.
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column("interval_minutes", Double),
+    Column("next_tick_at", Double),
+    Column("last_tick_at", Double),
+)
+
+subjects = Table(
+    "subjects",
+    metadata,
+    Column("subject_id", Integer, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("hardware", Text, nullable=False),
+    UniqueConstraint("model", "hardware"),
+)
+
+reasons = Table(
+    "reasons",
+    metadata,
+    Column("reason_id", Integer, primary_key=True),
+    Column("code", Text, nullable=False),
+    Column("sentence", Text, nullable=False),
+    UniqueConstraint("code", "sentence"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("summary", Text, nullable=False, server_default="{}"),
+    Column("error_code", Text),
+    Column("message", Text, nullable=False, server_default=""),
+    Index("ix_runs_source", "source_id", "run_id"),
+    sqlite_autoincrement=True,
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("result_id", Text, primary_key=True),
+    Column("content_hash", LargeBinary(16), primary_key=True),
+    Column("key", LargeBinary(16), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("prior_state", SmallInteger),  # of a superseded or withdrawn row, to bring it back if the old content returns
+    Column("subject_id", Integer, ForeignKey("subjects.subject_id"), nullable=False),
+    Column("measured_at", Double),  # seconds since 1970 UTC
+    Column("measurement_id", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", Double),
+    Column("reason_id", Integer, ForeignKey("reasons.reason_id")),
+    Column("quality", SmallInteger, nullable=False),
+    Column("run_id", Integer, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+# Only the rows that somebody still has to look at; it stays small however many results are delivered.
+Index(
+    "ix_deliveries_open",
+    deliveries.c.source_id,
+    deliveries.c.state,
+    deliveries.c.next_attempt_at,
+    sqlite_where=deliveries.c.state.in_([0, 1, 3]),
+    postgresql_where=deliveries.c.state.in_([0, 1, 3]),
+)
+
+# What the last comparison counted for each model and hardware: coverage needs the rows that the ledger does not have yet.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("subject_id", Integer, ForeignKey("subjects.subject_id"), primary_key=True, autoincrement=False),
+    Column("total", BigInteger, nullable=False),
+    Column("skipped", BigInteger, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("token", BigInteger, nullable=False),  # grows with every new holder: the fencing token
+    Column("run_id", Integer),
+    Column("expires_at", Double, nullable=False),
+)
+
+
+def _create(connection: Connection) -> None:
+    metadata.create_all(connection)
+    states = " ".join(f"WHEN {int(state)} THEN '{name}'" for state, name in STATE_NAMES.items())
+    connection.execute(
+        text(
+            f"""
+            CREATE VIEW delivery_view AS
+            SELECT s.name AS source, d.result_id, d.content_hash, d.key, CASE d.state {states} END AS state, d.measurement_id, d.attempts,
+                   d.next_attempt_at, r.code AS reason_code, r.sentence AS reason, d.run_id, d.updated_at, j.model, j.hardware
+              FROM deliveries AS d
+              JOIN sources AS s ON s.source_id = d.source_id
+              JOIN subjects AS j ON j.subject_id = d.subject_id
+              LEFT JOIN reasons AS r ON r.reason_id = d.reason_id
+            """
+        )
+    )
+
+
+#: Step n brings a ledger from version n to version n + 1; version 0 is an empty database. Steps are only ever appended.
+UPGRADES: Sequence[Callable[[Connection], None]] = (_create,)
+VERSION = len(UPGRADES)

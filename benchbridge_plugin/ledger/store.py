@@ -1,0 +1,177 @@
+"""Opening the ledger, its transactions, and its version.
+
+On one machine the ledger is an SQLite file in WAL mode: readers never wait for the writer, and a writer begins with BEGIN IMMEDIATE, because a
+transaction that turns from reading to writing fails at once when somebody else wrote in between. More machines share a PostgreSQL database.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from benchbridge_plugin.errors import LedgerError, LedgerNewer
+from benchbridge_plugin.ledger import schema
+
+_logger = logging.getLogger(__name__)
+_BUSY_TIMEOUT_S = 30
+
+
+class Store:
+    """The database behind the ledger. Connects on first use, in whichever process that is."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url = make_url(url)
+            self._engine: Engine = create_engine(
+                self.url, **({"connect_args": {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}} if self.is_sqlite else {})
+            )
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise LedgerError(
+                f"The ledger URL cannot be used: {error}.",
+                guidance="Use a file path, sqlite:///path or postgresql+psycopg://... (pip install 'benchbridge[postgres]').",
+            ) from None
+        if self.is_sqlite:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+        self._ready_in: int | None = None
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file, if it is one."""
+        return Path(self.url.database) if self.is_sqlite and self.url.database else None
+
+    @property
+    def place(self) -> str:
+        """Where the ledger is, without a password."""
+        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One durable transaction: all of it or nothing. Raises LedgerError."""
+        self.prepare()
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A consistent snapshot that never waits for a writer. Raises LedgerError."""
+        self.prepare()
+        with self._translated(), self._engine.connect() as connection:
+            connection.execution_options(benchbridge_reading=True)
+            with connection.begin():
+                yield connection
+
+    def prepare(self) -> None:
+        """Create or upgrade the tables, once for each process. Raises LedgerNewer for a ledger of a later version."""
+        if self._ready_in == os.getpid():
+            return
+        if self._ready_in is not None:  # forked: the parent's connections are not ours to use or to close
+            self._engine.dispose(close=False)
+        if self.path is not None and not self.path.parent.is_dir():
+            raise LedgerError(
+                f"There is no directory {self.path.parent} for the ledger.", guidance="Create it, or set ledger_url (--ledger)."
+            )
+        with self._translated():
+            with self._engine.connect() as connection:
+                connection.execution_options(benchbridge_reading=True)
+                with connection.begin():
+                    version = self._version(connection)
+            if version > schema.VERSION:
+                raise LedgerNewer(
+                    f"The ledger {self.place} has version {version}, and this benchbridge knows versions up to {schema.VERSION}.",
+                    guidance="Upgrade benchbridge: pip install -U benchbridge. Nothing was changed.",
+                    version=version,
+                )
+            if version < schema.VERSION:
+                self._upgrade(version)
+        self._ready_in = os.getpid()
+
+    def dispose(self) -> None:
+        self._engine.dispose()
+
+    def _upgrade(self, version: int) -> None:
+        if version > 0 and self.path is not None:
+            self._back_up(self.path, version)
+        with self._engine.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(7264312)"))
+            version = self._version(connection)  # another process may have been here first
+            for step in schema.UPGRADES[version:]:
+                step(connection)
+            if version < schema.VERSION:
+                connection.execute(schema.ledger_meta.delete().where(schema.ledger_meta.c.name == "version"))
+                connection.execute(schema.ledger_meta.insert().values(name="version", value=str(schema.VERSION)))
+                _logger.info("ledger %s is now version %d", self.place, schema.VERSION)
+
+    def _back_up(self, path: Path, version: int) -> None:
+        target = path.with_name(f"{path.name}.v{version}.backup")
+        with sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S) as old, sqlite3.connect(target) as copy:
+            old.backup(copy)
+        _logger.info("ledger backed up to %s before its upgrade", target)
+
+    @staticmethod
+    def _version(connection: Connection) -> int:
+        if not inspect(connection).has_table(schema.ledger_meta.name):
+            return 0
+        found = connection.execute(select(schema.ledger_meta.c.value).where(schema.ledger_meta.c.name == "version")).scalar_one_or_none()
+        return int(found or 0)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: SQLAlchemyError) -> LedgerError:
+        cause = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
+        lower = cause.lower()
+        if "not a database" in lower or "malformed" in lower:
+            todo = "Restore it from a backup. If there is none, move it away; docs/operations.md says what to check before the next sync."
+        elif "readonly" in lower or "unable to open" in lower or "permission" in lower:
+            todo = "Make the file and its directory writable for this user, or set ledger_url (--ledger) to another place."
+        elif "full" in lower:
+            todo = "Free some disk space; nothing was half-written."
+        elif "locked" in lower:
+            todo = "Another process is writing it for long; try again."
+        else:
+            todo = "Nothing was half-written; try again once it can be reached."
+        return LedgerError(f"The ledger {self.place} cannot be used: {cause}.", guidance=todo, place=self.place)
+
+
+def insert_many(connection: Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Run one statement written with `?` for many rows, and say how many rows it changed.
+
+    Plain tuples through the driver: five times as fast as lists of dictionaries.
+    """
+    if not rows:
+        return 0
+    if connection.dialect.paramstyle not in ("qmark", "numeric"):
+        sql = sql.replace("%", "%%").replace("?", "%s")
+    return connection.exec_driver_sql(sql, list(rows)).rowcount
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
+    dbapi_connection.isolation_level = None  # the driver must not begin transactions of its own
+    cursor = dbapi_connection.cursor()
+    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get("benchbridge_reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,207 @@
+"""The report: where every result is, coverage by model and hardware, what is refused and why, the last runs. Built from the ledger alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.ledger import Ledger
+
+FORMATS: Mapping[str, str] = {
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "markdown": "text/markdown; charset=utf-8",
+    "text": "text/plain; charset=utf-8",
+}
+_STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
+_FILE_PREFIX = "benchbridge-report-"
+_RUNS_SHOWN = 10
+_MODELS_SHOWN = 40
+
+
+def iso(seconds: float | None) -> str | None:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with its times as ISO 8601."""
+    return {**run, "started_at": iso(run["started_at"]), "finished_at": iso(run["finished_at"])}
+
+
+def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -> dict[str, Any]:
+    """The report as JSON values. `note` says what the reader should know about it, for example that the benchmark file is busy."""
+    accounting = ledger.accounts.accounting(source_id)
+    coverage = ledger.accounts.coverage(source_id)
+    return {
+        "generated_at": iso(ledger.now()),
+        "source": source_name,
+        "note": note,
+        "total_results": accounting.total,
+        "synced_results": accounting.delivered,
+        "unsynced_results": accounting.total - accounting.delivered,
+        "sync_percentage": _percentage(accounting.delivered, accounting.total),
+        "model_coverage": _by(coverage, "model"),
+        "hardware_coverage": _by(coverage, "hardware"),
+        "coverage": coverage,
+        "refusals": ledger.accounts.refusals(source_id),
+        "quality": ledger.accounts.quality(source_id),
+        "sync_history": [run_as_json(run) for run in ledger.runs.history(source_id, limit=_RUNS_SHOWN)],
+        "accounting": {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)},
+    }
+
+
+def render(report: Mapping[str, Any], kind: str) -> str:
+    """The report as one of FORMATS. Raises ConfigError for another one."""
+    if kind == "json":
+        return json.dumps(report, indent=2) + "\n"
+    if kind == "csv":
+        return _csv(report["coverage"])
+    if kind == "markdown":
+        return _document(report, markdown=True)
+    if kind == "text":
+        return _document(report, markdown=False)
+    raise ConfigError(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(FORMATS)}.", format=kind)
+
+
+def write(report: Mapping[str, Any], directory: Path, *, keep: int) -> Path:
+    """Write the report as JSON into the directory (created if missing), whole or not at all, and remove all but the newest `keep` of ours."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        target = directory / f"{_FILE_PREFIX}{stamp}.json"
+        handle, temporary = tempfile.mkstemp(prefix=".benchbridge-", dir=directory)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(render(report, "json"))
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        for old in sorted(directory.glob(f"{_FILE_PREFIX}*.json"))[:-keep]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The report cannot be written to {directory}: {error.strerror or error}.",
+            guidance="Set report_output_dir to a writable directory.",
+        ) from error
+    return target
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown: bool = False) -> str:
+    """Rows in aligned columns, numbers to the right."""
+    cells = [[_cell(value, markdown) for value in row] for row in rows]
+    numeric = (
+        [all(isinstance(row[at], (int, float)) for row in rows) for at in range(len(headers))]
+        if isinstance(rows, list)
+        else [False] * len(headers)
+    )
+    widths = [max([len(header), *(len(row[at]) for row in cells)]) for at, header in enumerate(headers)]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = [part.rjust(width) if right else part.ljust(width) for part, width, right in zip(parts, widths, numeric, strict=True)]
+        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
+
+    if markdown:
+        rule = "|" + "|".join("-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)) + "|"
+    else:
+        rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(headers), rule, *(line(row) for row in cells)])
+
+
+def safe_csv_cell(value: object) -> object:
+    """A cell that a spreadsheet does not take for a formula: text that begins like one gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _csv(coverage: Sequence[Mapping[str, object]]) -> str:
+    out = io.StringIO()
+    names = ["model", "hardware", "total", *_STATES]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([safe_csv_cell(row[name]) for name in names] for row in coverage)
+    return out.getvalue()
+
+
+def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
+    accounting = report["accounting"]
+
+    def heading(text: str) -> str:
+        return f"## {text}" if markdown else f"{text}\n{'=' * len(text)}"
+
+    states = [[name.replace("_", " "), accounting[name]] for name in _STATES]
+    sums = f"Every result is accounted for: {accounting['total']} = {' + '.join(str(accounting[name]) for name in _STATES)}."
+    parts = [
+        heading(f"benchbridge report: {report['source']}"),
+        f"{report['synced_results']} of {report['total_results']} results delivered ({report['sync_percentage']} %), {report['generated_at']}.",
+        *([f"Note: {report['note']}"] if report["note"] else []),
+        table(["state", "results"], [*states, ["total on disk", accounting["total"]]], markdown=markdown),
+        sums if accounting["balanced"] else "The accounts do not balance: a sync is under way, or the next one will compare anew.",
+    ]
+    why = [["skipped", reason, count, ""] for reason, count in accounting["skipped_by_reason"].items()]
+    why += [[row["state"].replace("_", " "), row["code"], row["count"], row["reason"]] for row in report["refusals"]]
+    if why:
+        parts += [heading("Not delivered, by reason"), table(["state", "reason", "results", "sentence"], why, markdown=markdown)]
+    if report["quality"]:
+        flags = [[name.replace("_", " "), count] for name, count in report["quality"].items()]
+        parts += [heading("Delivered with a remark"), table(["remark", "results"], flags, markdown=markdown)]
+    for title, key in (("Coverage by hardware", "hardware_coverage"), ("Coverage by model", "model_coverage")):
+        names = list(report[key])
+        rows = [
+            [name, *(report[key][name][column] for column in ("total", "synced", "pending", "rejected", "skipped", "percentage"))]
+            for name in names
+        ]
+        if rows:
+            shown = table(
+                [key.partition("_")[0], "total", "delivered", "pending", "refused", "skipped", "%"], rows[:_MODELS_SHOWN], markdown=markdown
+            )
+            more = [f"... and {len(rows) - _MODELS_SHOWN} more; the JSON and CSV reports have all."] if len(rows) > _MODELS_SHOWN else []
+            parts += [heading(title), shown, *more]
+    if report["sync_history"]:
+        runs = [
+            [
+                run["run_id"],
+                run["kind"],
+                run["state"],
+                run["started_at"],
+                run.get("synced", 0),
+                run.get("rejected", 0),
+                run.get("failed", 0),
+            ]
+            for run in report["sync_history"]
+        ]
+        headers = ["run", "kind", "state", "started", "synced", "refused", "to be retried"]
+        parts += [heading("Last runs"), table(headers, runs, markdown=markdown)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """Coverage summed over the other side, largest first."""
+    sums: dict[str, dict[str, Any]] = {}
+    for row in coverage:
+        into = sums.setdefault(row[name], dict.fromkeys(("total", *_STATES), 0))
+        for column in into:
+            into[column] += row[column]
+    for cell in sums.values():
+        cell["synced"] = cell["delivered"]
+        cell["percentage"] = _percentage(cell["delivered"], cell["total"])
+    return dict(sorted(sums.items(), key=lambda item: (-item[1]["total"], item[0])))
+
+
+def _percentage(part: int, whole: int) -> float:
+    return round(100.0 * part / whole, 1) if whole else 0.0
+
+
+def _cell(value: object, markdown: bool) -> str:
+    text = "" if value is None else str(value)
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text.replace("|", "\\|") if markdown else text

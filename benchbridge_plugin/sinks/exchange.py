@@ -1,0 +1,192 @@
+"""One request to the predictive API and an honest word on how it ended.
+
+A request ends in exactly one of three ways: it never left (`NotSent`), it was answered (`Reply`), or nobody knows whether the server acted on it
+(`NoAnswer`). Redirects are not followed, so the key goes nowhere else; the answer has a time limit and a size limit as a whole, so that a server that
+drips bytes cannot hold us.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import BaseAdapter
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, SSLError
+
+_LARGEST_ANSWER = 256 * 1024 * 1024
+_CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The server's answer. `data` is the parsed JSON, or None when it is not JSON."""
+
+    status: int
+    data: Any
+    retry_after_s: float | None
+    location: str | None
+
+    @property
+    def sentence(self) -> str:
+        """What the server says, as one line: the `detail` of FastAPI and of problem documents, with the field it is about."""
+        detail = self.data.get("detail", self.data.get("error")) if isinstance(self.data, Mapping) else None
+        if isinstance(detail, list):
+            parts = [item for item in detail if isinstance(item, Mapping)]
+            said = "; ".join(
+                f"{'.'.join(str(at) for at in part.get('loc', []) if at != 'body')}: {part.get('msg', 'invalid')}" for part in parts
+            )
+        else:
+            said = str(detail) if detail else ""
+        return " ".join((said or f"HTTP {self.status}").split())[:500]
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """No byte of the request reached the server."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """The request left and no whole answer came back: the server may or may not have acted on it."""
+
+    why: str
+
+
+class Exchange:
+    """A pooled connection to one server; one session for each thread. Never raises for what the network does."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeout_s: float,
+        ca_bundle: str | None = None,
+        adapter: BaseAdapter | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._timeout_s = timeout_s
+        self._verify: bool | str = ca_bundle or True
+        self._adapter = adapter
+        self._sessions = threading.local()
+        self._opened: list[requests.Session] = []
+        self._lock = threading.Lock()
+
+    def call(
+        self, method: str, path: str, *, json_body: object = None, headers: Mapping[str, str] | None = None
+    ) -> Reply | NotSent | NoAnswer:
+        """`path` is everything after the base URL."""
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            body = None if json_body is None else json.dumps(json_body, allow_nan=False).encode()
+            with self._session().request(
+                method,
+                self.base_url + path,
+                data=body,
+                headers={"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {}),
+                timeout=(min(_CONNECT_TIMEOUT_S, self._timeout_s), self._timeout_s),
+                allow_redirects=False,
+                stream=True,
+                verify=self._verify,
+            ) as response:
+                content = self._read(response, deadline)
+        except requests.exceptions.SSLError as error:
+            return NotSent(f"TLS: {_cause(error)}")
+        except requests.ConnectTimeout:
+            return NotSent("no connection within the time limit")
+        except requests.ReadTimeout:
+            return NoAnswer(f"no answer within {self._timeout_s:g} s")
+        except (requests.RequestException, HTTPError, OSError) as error:
+            return NotSent(_cause(error)) if _never_left(error) else NoAnswer(_cause(error))
+        if content is None:
+            return NoAnswer(f"no whole answer within {self._timeout_s:g} s and {_LARGEST_ANSWER} bytes")
+        try:
+            data = json.loads(content) if content else None
+        except ValueError:
+            data = None
+        return Reply(
+            response.status_code, data, _retry_after(response.headers.get("Retry-After")), _place(response.headers.get("Location"))
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            sessions, self._opened = self._opened, []
+            self._sessions = threading.local()
+        for session in sessions:
+            session.close()
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._sessions, "session", None)
+        if session is None:
+            session = requests.Session()
+            if self._adapter is not None:
+                session.mount(self.base_url, self._adapter)
+            if self._api_key:
+                session.headers["X-API-Key"] = self._api_key
+            session.headers["User-Agent"] = "benchbridge"
+            self._sessions.session = session
+            with self._lock:
+                self._opened.append(session)
+        return session
+
+    @staticmethod
+    def _read(response: requests.Response, deadline: float) -> bytes | None:
+        pieces, size = [], 0
+        for piece in response.iter_content(64 * 1024):
+            pieces.append(piece)
+            size += len(piece)
+            if time.monotonic() > deadline or size > _LARGEST_ANSWER:
+                return None
+        return b"".join(pieces)
+
+
+def _never_left(error: BaseException | None) -> bool:
+    """Whether the failure came before a connection stood. Looks through the layers of requests and urllib3."""
+    seen = 0
+    while error is not None and seen < 8:
+        if isinstance(error, (NewConnectionError, ConnectTimeoutError, NameResolutionError, SSLError, requests.exceptions.InvalidURL)):
+            return True
+        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__ or (error.args[0] if error.args else None)
+        error = inner if isinstance(inner, BaseException) else None
+        seen += 1
+    return False
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason as a short sentence, without object addresses."""
+    text = str(error)
+    for mark in (
+        "Connection refused",
+        "Name or service not known",
+        "Connection reset by peer",
+        "Remote end closed connection",
+        "certificate verify failed",
+    ):
+        if mark.lower() in text.lower():
+            return mark.lower()
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds to wait. The date form of the header is read as 'unknown': it needs two clocks that agree."""
+    try:
+        return min(max(float(header), 0.0), 86_400.0) if header else None
+    except ValueError:
+        return None
+
+
+def _place(location: str | None) -> str | None:
+    """Where a redirect points, without anything secret that may stand in its query."""
+    if not location:
+        return None
+    parts = urlsplit(location)
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"[:200] if parts.hostname else parts.path[:200]

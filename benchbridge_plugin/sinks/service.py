@@ -1,0 +1,142 @@
+"""The sink in this process: the service object of a host that has the predictive API inside.
+
+The object must have `describe()`, `record_measurements(list of mappings)` and `lookup(keys)`; when it also has `record_measurement_table(Arrow table)`,
+batches stay in Arrow. docs/host.md describes the four.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from benchbridge_plugin.errors import SinkUnreachable
+from benchbridge_plugin.model import (
+    CONTRACT_HARDWARE,
+    CONTRACT_MODES,
+    CONTRACT_PRECISIONS,
+    MEASUREMENT_FIELDS,
+    Answer,
+    Doubt,
+    Fate,
+    Outcome,
+    Receipt,
+    Settlement,
+    SinkProfile,
+)
+from benchbridge_plugin.sinks.base import KEYED_PREFIX
+
+_logger = logging.getLogger(__name__)
+_BATCH_ROWS = 10_000
+_LISTED = 100_000
+
+
+@runtime_checkable
+class PredictiveService(Protocol):
+    """What the host offers under the name `predictive_performance`."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """`{"capabilities", "hardware_platforms", "precisions", "modes"}`, each a list of names."""
+
+    def record_measurements(self, measurements: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """`{"status": "created" | "existing" | "rejected", "measurement_id", "error"}` for each, in order; a key never stores twice."""
+
+    def lookup(self, idempotency_keys: Sequence[str]) -> Mapping[str, str]:
+        """key -> measurement id, for the keys that are stored."""
+
+
+class ServiceSink:
+    def __init__(self, service: PredictiveService) -> None:
+        self._service = service
+
+    @property
+    def name(self) -> str:
+        return "predictive_performance service in this process"
+
+    @property
+    def batch_rows(self) -> int:
+        return _BATCH_ROWS
+
+    def profile(self) -> SinkProfile:
+        try:
+            said = self._service.describe()
+        except Exception as error:  # the host's code: anything can come out of it
+            _logger.exception("the predictive_performance service does not answer")
+            raise SinkUnreachable(
+                f"The predictive_performance service of this server does not answer: {error!r}.", guidance="Look at the server's log."
+            ) from error
+        return SinkProfile(
+            hardware=tuple(said.get("hardware_platforms") or CONTRACT_HARDWARE),
+            precisions=tuple(said.get("precisions") or CONTRACT_PRECISIONS),
+            modes=tuple(said.get("modes") or CONTRACT_MODES),
+            capabilities=frozenset(said.get("capabilities") or ()),
+        )
+
+    def send(self, batch: pa.Table, *, stopping: Callable[[], bool]) -> Receipt:
+        measurements = batch.select(list(MEASUREMENT_FIELDS))
+        try:
+            statuses, ids, errors = self._record(measurements)
+        except Exception as error:  # the host's code: anything can come out of it
+            _logger.exception("the predictive_performance service failed on a batch", extra={"rows": len(batch)})
+            # The transaction may have been committed before it raised. The key makes a second try harmless, but only the sink can say.
+            outcome = Outcome(
+                Fate.IN_DOUBT, "service_failed", f"The predictive_performance service raised {type(error).__name__}: {error}"[:500]
+            )
+            return Receipt([None] * len(batch), dict.fromkeys(range(len(batch)), outcome))
+        if not len(statuses) == len(ids) == len(errors) == len(batch):
+            outcome = Outcome(Fate.IN_DOUBT, "service_answer", f"The service answered {len(statuses)} rows for a batch of {len(batch)}.")
+            return Receipt([None] * len(batch), dict.fromkeys(range(len(batch)), outcome))
+        exceptions = {
+            row: Outcome(Fate.REJECTED, "refused_by_api", str(errors[row] or "refused without a reason")[:500])
+            if status == "rejected"
+            else Outcome(Fate.IN_DOUBT, "service_answer", f"The service answered with the unknown status {status!r}."[:500])
+            for row, status in enumerate(statuses)
+            if status not in ("created", "existing")
+        }
+        return Receipt(ids, exceptions)
+
+    def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
+        try:
+            found = self._service.lookup([str(doubt.key) for doubt in doubts])
+        except Exception as error:  # the host's code: anything can come out of it
+            _logger.exception("the predictive_performance service cannot look keys up")
+            raise SinkUnreachable(
+                f"The predictive_performance service cannot look keys up: {error!r}.", guidance="Look at the server's log."
+            ) from error
+        return [
+            Settlement(Answer.STORED, found[str(doubt.key)]) if str(doubt.key) in found else Settlement(Answer.ABSENT) for doubt in doubts
+        ]
+
+    def listing(self) -> Iterator[tuple[str, str]]:
+        lister: Callable[..., Sequence[Mapping[str, Any]]] | None = getattr(self._service, "list_measurements", None)
+        rows = lister(limit=_LISTED) if lister is not None else None
+        if rows is None or len(rows) >= _LISTED:
+            raise SinkUnreachable(
+                "The predictive_performance service cannot list all its measurements.", guidance="Use the lookup of keys instead."
+            )
+        for row in rows:
+            said = str(row.get("measurement_source") or "")
+            if said.startswith(KEYED_PREFIX):
+                yield said.removeprefix(KEYED_PREFIX), str(row.get("measurement_id"))
+
+    def close(self) -> None:
+        """The service belongs to the host."""
+
+    def _record(self, measurements: pa.Table) -> tuple[list[str], list[str | None], list[str | None]]:
+        whole = getattr(self._service, "record_measurement_table", None)
+        if whole is not None:
+            answer: pa.Table = whole(measurements)
+            return tuple(answer.column(name).to_pylist() for name in ("status", "measurement_id", "error"))
+        rows = measurements.to_pylist()
+        for row in rows:
+            row["metadata"] = json.loads(row["metadata"]) if row["metadata"] else None
+            row["measured_at"] = row["measured_at"].isoformat() if row["measured_at"] else None
+        answers = self._service.record_measurements(rows)
+        return (
+            [item["status"] for item in answers],
+            [item.get("measurement_id") for item in answers],
+            [item.get("error") for item in answers],
+        )

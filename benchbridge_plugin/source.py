@@ -1,0 +1,277 @@
+"""The benchmark database, read and never written, and held open only while a query runs.
+
+The file belongs to the benchmark writer: DuckDB lets one process write or several read, so every moment we hold it is a moment in which the writer
+is refused. Each read therefore opens the file, fetches one slice into Arrow and closes it again before anything else happens. In a server that
+already has the file open, its own connection is used (`host_connection`), one cursor for each read. In this process nothing but `os.stat` may touch
+the file by other means: opening it would drop DuckDB's lock (see docs/decisions/source.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+
+from benchbridge_plugin.errors import SourceBusy, SourceError, SourceInvalid, SourceLayoutError, SourceMissing
+from benchbridge_plugin.layout import Layout, detect
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger(__name__)
+
+_FIRST_SLICE = 5_000
+_SLICE_TARGET_S = 0.05
+_LARGEST_SLICE = 200_000
+_KEPT_HOLDS = 10_000
+
+# The functions are qualified, because a macro in the file can replace an unqualified one.
+_CATALOGUE_SQL = """
+    SELECT c.table_name, c.column_name, c.data_type
+      FROM system.main.duckdb_columns() AS c
+      JOIN system.main.duckdb_tables() AS t ON t.table_oid = c.table_oid AND t.database_oid = c.database_oid AND t.schema_oid = c.schema_oid
+     WHERE NOT t.internal
+       AND NOT t.temporary
+       AND t.schema_name = 'main'
+     ORDER BY c.table_name, c.column_index
+"""
+_UNIQUE_SQL = """
+    SELECT table_name, constraint_column_names
+      FROM system.main.duckdb_constraints()
+     WHERE schema_name = 'main'
+       AND constraint_type IN ('PRIMARY KEY', 'UNIQUE')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """When nothing in here changed, nothing was committed: (mtime in ns, size in bytes) of the file and of its write-ahead log."""
+
+    file: tuple[int, int]
+    wal: tuple[int, int]
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (*self.file, *self.wal))
+
+
+class BenchmarkSource:
+    """Reads results of one benchmark database by role (see layout.ROLES).
+
+    Every method opens and closes the file on its own and raises a SourceError: SourceMissing, SourceBusy (after `busy_timeout_s` of jittered
+    waiting), SourceInvalid or SourceLayoutError. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        busy_timeout_s: float = 30.0,
+        host_connection: Callable[[], DuckDBPyConnection | None] = lambda: None,
+        sleep: Callable[[float], object] = time.sleep,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._host_connection = host_connection
+        self._sleep = sleep
+        self._jitter = jitter
+        self._holds: deque[float] = deque(maxlen=_KEPT_HOLDS)
+        self._hold_count = 0
+        self._lock = threading.Lock()
+        self._slice = _FIRST_SLICE
+
+    # -- what the file is ---------------------------------------------------------------------------------------------------------------
+
+    def signature(self) -> Signature:
+        """The file's signature, by `os.stat` alone. Raises SourceMissing."""
+
+        def look(path: str) -> tuple[int, int]:
+            found = os.stat(path)
+            return found.st_mtime_ns, found.st_size
+
+        self._check_path()
+        try:
+            wal = look(self.path + ".wal")
+        except OSError:
+            wal = (0, 0)
+        return Signature(look(self.path), wal)
+
+    def layout(self, *, wait: bool = True) -> Layout:
+        """How the database is laid out now. With `wait=False` a busy file raises SourceBusy at once."""
+        with self._session(wait=wait) as connection:
+            return self._detect(connection)
+
+    # -- reading ------------------------------------------------------------------------------------------------------------------------
+
+    def ids(self, *, wait: bool = True) -> tuple[Layout, pa.ChunkedArray]:
+        """The layout and all result ids in their own type, in no order. A null id is left out; see `count`."""
+        with self._session(wait=wait) as connection:
+            layout = self._detect(connection)
+            table = connection.sql(f"SELECT {layout.id_column} AS id FROM {layout.results_table} AS r").to_arrow_table()
+        return layout, table.column("id")
+
+    def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True) -> Iterator[pa.Table]:
+        """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms.
+
+        `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
+        """
+        start = 0
+        while start < len(ids):
+            size = self._slice
+            low, high = ids[start], ids[min(start + size, len(ids)) - 1]
+            began = time.monotonic()
+            with self._session(wait=wait) as connection:
+                where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
+                sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {where}"
+                table = connection.sql(sql, params=[low.as_py(), high.as_py()]).to_arrow_table()
+            took = max(time.monotonic() - began, 1e-4)
+            self._slice = int(min(max(size * min(_SLICE_TARGET_S / took, 2.0), 1_000), _LARGEST_SLICE))
+            start += size
+            yield table
+
+    def read(self, layout: Layout, result_ids: pa.Array, *, wait: bool = True) -> pa.Table:
+        """The rows with these result ids (text), in no order. Ids that are gone are left out."""
+        wanted = pa.table({"id": result_ids})
+        with self._session(wait=wait) as connection:
+            connection.register("benchbridge_wanted", wanted)
+            try:
+                sql = (
+                    f"SELECT {layout.columns}\nFROM {layout.tables}\n"
+                    f"SEMI JOIN temp.benchbridge_wanted AS w ON {layout.id_column} = CAST(w.id AS {layout.id_type})"
+                )
+                return connection.sql(sql).to_arrow_table()
+            finally:
+                connection.unregister("benchbridge_wanted")
+
+    # -- how long the file was held -----------------------------------------------------------------------------------------------------
+
+    def holds(self) -> Mapping[str, float]:
+        """How long each open lasted, in milliseconds, over the last 10,000: `{"count", "p95_ms", "max_ms"}`."""
+        with self._lock:
+            ordered = sorted(self._holds)
+            count = self._hold_count
+        if not ordered:
+            return {"count": 0, "p95_ms": 0.0, "max_ms": 0.0}
+        p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+        return {"count": count, "p95_ms": round(p95 * 1000, 2), "max_ms": round(ordered[-1] * 1000, 2)}
+
+    def forget_holds(self) -> None:
+        """Start the measurement anew, as a run does."""
+        with self._lock:
+            self._holds.clear()
+            self._hold_count = 0
+
+    # -- opening and closing ------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _session(self, *, wait: bool) -> Iterator[DuckDBPyConnection]:
+        host = self._host_connection()
+        if host is not None:
+            connection = host.cursor()
+            began = None
+        else:
+            self._check_path()
+            connection = self._open(wait=wait)
+            began = time.monotonic()
+        try:
+            connection.execute("SET TimeZone = 'UTC'")  # for this connection only: a time with a zone is read as UTC text
+            yield connection
+        except duckdb.Error as error:
+            raise self._explain(error) from error
+        finally:
+            connection.close()
+            if began is not None:
+                with self._lock:
+                    self._holds.append(time.monotonic() - began)
+                    self._hold_count += 1
+
+    def _open(self, *, wait: bool) -> DuckDBPyConnection:
+        """Connect read-only; wait with growing jittered pauses (20 to 500 ms) while a writer has the file."""
+        deadline = time.monotonic() + (self._busy_timeout_s if wait else 0.0)
+        pause = 0.02
+        while True:
+            try:
+                return self._connect()
+            except duckdb.Error as error:
+                busy = "lock" in str(error).lower() or "different configuration" in str(error)
+                if not busy or time.monotonic() >= deadline:
+                    raise self._explain(error) from error
+            self._sleep(self._jitter(pause / 2, pause))
+            pause = min(pause * 1.6, 0.5)
+
+    def _connect(self) -> DuckDBPyConnection:
+        try:
+            return duckdb.connect(self.path, read_only=True)
+        except duckdb.ConnectionException as error:
+            if "different configuration" not in str(error):
+                raise
+        return duckdb.connect(self.path)  # this process has it open read-write: share that instance
+
+    def _check_path(self) -> None:
+        """DuckDB takes '' and '*.parquet' for an in-memory database and a missing file for a new one: look first."""
+        guidance = "Set benchmark_db_path (--benchmark-db) to the DuckDB file of the benchmark results."
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise SourceMissing(f"There is no benchmark database at {self.path}.", guidance=guidance, path=self.path) from None
+        except (OSError, ValueError) as error:
+            raise SourceInvalid(f"Cannot look at the benchmark database {self.path}: {error}.", guidance=guidance, path=self.path) from None
+        if stat.S_ISDIR(found.st_mode):
+            raise SourceInvalid(f"{self.path} is a directory, not a DuckDB file.", guidance=guidance, path=self.path)
+        if found.st_size == 0:
+            raise SourceInvalid(f"{self.path} is empty, not a DuckDB database.", guidance=guidance, path=self.path)
+        if not stat.S_ISREG(found.st_mode) or self.path.lower().endswith((".parquet", ".csv", ".json")):
+            raise SourceInvalid(f"{self.path} is not a DuckDB database file.", guidance=guidance, path=self.path)
+
+    def _detect(self, connection: DuckDBPyConnection) -> Layout:
+        catalogue: dict[str, dict[str, str]] = {}
+        for table, column, kind in connection.execute(_CATALOGUE_SQL).fetchall():
+            catalogue.setdefault(table, {})[column] = kind
+        unique = frozenset(
+            (table.lower(), columns[0].lower()) for table, columns in connection.execute(_UNIQUE_SQL).fetchall() if len(columns) == 1
+        )
+        return detect(catalogue, unique, self.path)
+
+    def _explain(self, error: duckdb.Error) -> SourceError:
+        """The error of DuckDB as one of ours: what, where, what to do."""
+        text = str(error).strip().splitlines()[0]
+        lower = text.lower()
+        if "could not set lock" in lower or "different configuration" in lower:
+            holder = re.search(r"held in (.+?) \(PID (\d+)\)", str(error))
+            who = f"process {holder[2]} ({holder[1]})" if holder else "another connection"
+            return SourceBusy(
+                f"The benchmark database {self.path} is held for writing by {who}.",
+                guidance="Nothing is lost: try again when the benchmark run has closed it, or raise source_busy_timeout_s. "
+                "A server that keeps it open must pass its connection to the plugin.",
+                path=self.path,
+                pid=int(holder[2]) if holder else None,
+            )
+        if "storage version" in lower or "can only read version" in lower:
+            what, todo = "was written by a newer DuckDB", f"Upgrade duckdb here (this is {duckdb.__version__}): pip install -U duckdb."
+        elif "sqlite" in lower and "extension" in lower:
+            what, todo = "is an SQLite database, not a DuckDB one", "Set benchmark_db_path to the DuckDB file."
+        elif "not a valid duckdb database" in lower:
+            what, todo = "is not a DuckDB database", "Set benchmark_db_path to the DuckDB file."
+        elif "permission denied" in lower:
+            what, todo = "may not be read by this user", f"Allow it, for example: chmod a+r {self.path}."
+        elif "does not exist" in lower and isinstance(error, duckdb.IOException):
+            return SourceMissing(f"There is no benchmark database at {self.path}.", guidance="Check benchmark_db_path.", path=self.path)
+        elif isinstance(error, (duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)):
+            return SourceLayoutError(
+                f"The tables of {self.path} cannot be read: {text}", guidance="docs/layouts.md says which columns are read.", path=self.path
+            )
+        else:
+            what, todo = f"cannot be read: {text}", "The file seems damaged; check it with the duckdb shell, or restore it from a backup."
+        return SourceInvalid(f"The benchmark database {self.path} {what}.".replace("..", "."), guidance=todo, path=self.path)
