@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SinkError, SourceBusy, SourceError
 from benchbridge_plugin.ledger import Holder, LeaseHolder, Ledger, Page, Schedule
 from benchbridge_plugin.mapping import Mapper, Rules
-from benchbridge_plugin.model import Progress, RunSummary, State, SyncRequest
+from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest
 from benchbridge_plugin.scheduler import SyncScheduler
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.sinks.exchange import Exchange
@@ -197,8 +197,6 @@ class BenchmarkPredictivePerformanceBridge:
 
     def verify(self, *, repair: bool = False, progress: Callable[[int], object] = lambda checked: None) -> Verification:
         """Compare ledger and sink. With `repair`, what is missing goes back to pending and is sent by the next run. Raises SinkError, LeaseBusy."""
-        from dataclasses import replace
-
         parts = self._parts()
         found = verify(parts.ledger, parts.source_id, self._sink(), progress=progress)
         if not (repair and found.missing):
@@ -320,6 +318,15 @@ class BenchmarkPredictivePerformanceBridge:
             **{name: accounting[name] for name in names},
             "last_run": {name: runs[0][name] for name in ("run_id", "state", "finished_at")} if runs else None,
         }
+
+    def source_roles(self) -> Mapping[str, str]:
+        """Which column plays which role in the benchmark database: `{"latency_ms": "performance_results.average_latency_ms", ...}`."""
+        return self._parts().source.layout().roles
+
+    def sink_profile(self) -> tuple[str, SinkProfile]:
+        """The sink's name and what it takes, asked now. Raises SinkError."""
+        sink = self._sink()
+        return sink.name, sink.profile()
 
     @property
     def key_path(self) -> Path:

@@ -149,7 +149,7 @@ def load(
     config = BridgeConfig()
     if path is not None:
         config = from_document(_read_json(path), base=config, where=str(path))
-    config = from_mapping(_from_environment(environ or {}), base=config, where="environment")
+    config = from_mapping(from_environment(environ or {}), base=config, where="environment")
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
     return from_mapping(chosen, base=config, where="command line")
 
@@ -198,7 +198,7 @@ def _read_json(path: Path) -> object:
         raise ConfigError(f"Cannot read {path}: {error}.", guidance="Check the path and its permissions.", path=str(path)) from None
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     names = {item.name for item in fields(BridgeConfig)} - {"logging"}
     values: dict[str, object] = {}
     for variable, text in environ.items():

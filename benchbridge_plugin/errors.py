@@ -104,3 +104,14 @@ class SinkUnreachable(SinkError):
 
 class SinkDenied(SinkError):
     code = "predictive_api_denied"
+
+
+def exit_code_of(code: str) -> int:
+    """The exit code of the error with this `code`; 1 for one that is not of this tree."""
+    kinds: list[type[BridgeError]] = [BridgeError]
+    while kinds:
+        kind = kinds.pop()
+        if kind.code == code:
+            return kind.exit_code
+        kinds += kind.__subclasses__()
+    return 1

@@ -1,0 +1,75 @@
+"""How a run shows its progress: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from benchbridge_plugin.model import Progress
+
+_LINE_EVERY_S = 5.0
+
+
+@contextmanager
+def progress_shown(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[Progress], object]]:
+    """Gives the callback for SyncEngine.run. Lines come at most every 5 s, and one at the end of what took longer than that."""
+    if stream.isatty():
+        with _bar(stream) as show:
+            yield show
+        return
+    began = last = clock()
+    latest: Progress | None = None
+
+    def line(progress: Progress) -> None:
+        nonlocal last, latest
+        latest = progress
+        if clock() - last >= _LINE_EVERY_S:
+            last = clock()
+            print(_sentence(progress, last - began), file=stream, flush=True)
+
+    yield line
+    if latest is not None and last > began:
+        print(_sentence(latest, clock() - began), file=stream, flush=True)
+
+
+def _sentence(progress: Progress, elapsed_s: float) -> str:
+    share = f"{progress.done} of {progress.planned}"
+    if progress.phase != "sending":
+        return f"{progress.phase}: {share} results"
+    rate = progress.done / elapsed_s if elapsed_s > 0 else 0.0
+    return (
+        f"sending: {share} results ({progress.synced} synced, {progress.rejected} refused, {progress.failed} to be retried), {rate:.0f}/s"
+    )
+
+
+@contextmanager
+def _bar(stream: TextIO) -> Iterator[Callable[[Progress], object]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("starting", total=None, rate="")
+
+        def show(progress: Progress) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(
+                task,
+                description=progress.phase,
+                completed=progress.done,
+                total=progress.planned or None,
+                rate=f"{speed:.0f}/s" if speed else "",
+            )
+
+        yield show

@@ -1,0 +1,144 @@
+"""Looks at every part in turn and says what is wrong and what to do, without changing anything."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchbridge_plugin._version import __version__
+from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.config import BridgeConfig
+from benchbridge_plugin.errors import BridgeError, SinkError
+from benchbridge_plugin.model import CONTRACT_HARDWARE, SyncRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: `level` is ok, warning or error."""
+
+    level: str
+    part: str
+    message: str
+    guidance: str = ""
+    exit_code: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
+    """All findings, in the order of a result's way. Works on a throw-away ledger, so that nothing is left behind."""
+    findings = [_versions()]
+    try:
+        settings = config()
+    except BridgeError as error:
+        return [*findings, _bad("config", error)]
+    findings.append(Finding("ok", "config", "read and checked"))
+    with tempfile.TemporaryDirectory(prefix="benchbridge-doctor-") as directory:
+        scratch = settings.with_changes(ledger_url=str(Path(directory) / "ledger.sqlite"), source_busy_timeout_s=2.0)
+        with BenchmarkPredictivePerformanceBridge(config=scratch) as bridge:
+            source = _source(bridge)
+            sink = _sink(bridge, settings)
+            findings += [*source, _ledger(settings), *sink]
+            if all(finding.level != "error" for finding in [*source, *sink]):
+                findings += _forecast(bridge)
+    return findings
+
+
+def _versions() -> Finding:
+    import duckdb
+    import pyarrow
+    import sqlalchemy
+
+    parts = f"benchbridge {__version__}, Python {platform.python_version()}, duckdb {duckdb.__version__}"
+    return Finding("ok", "versions", f"{parts}, pyarrow {pyarrow.__version__}, SQLAlchemy {sqlalchemy.__version__}")
+
+
+def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
+    try:
+        roles = bridge.source_roles()
+    except BridgeError as error:
+        return [_bad("benchmark db", error)]
+    findings = [Finding("ok", "benchmark db", f"{bridge.config.benchmark_db_path} is readable; roles found: {', '.join(sorted(roles))}")]
+    for role, setting in (("precision", "default_precision"), ("batch_size", "default_batch_size")):
+        if role not in roles and getattr(bridge.config, setting) is None:
+            findings.append(
+                Finding(
+                    "warning",
+                    "benchmark db",
+                    f"it has no column for {role}; results are refused unless their metrics state it",
+                    f"Set {setting} if all such results share one.",
+                )
+            )
+    return findings
+
+
+def _ledger(config: BridgeConfig) -> Finding:
+    from benchbridge_plugin.ledger import Ledger
+
+    url = config.resolved_ledger_url
+    path = Path(url.removeprefix("sqlite:///"))
+    if url.startswith("sqlite:///") and not path.exists():
+        if path.parent.is_dir():
+            return Finding("ok", "ledger", f"{path} is not there yet; the first sync makes it")
+        return Finding("error", "ledger", f"there is no directory {path.parent}", "Create it, or set ledger_url (--ledger).", 2)
+    ledger = None
+    try:
+        ledger = Ledger(url)
+        ledger.check()
+        return Finding("ok", "ledger", f"{ledger.place} is readable")
+    except BridgeError as error:
+        return _bad("ledger", error)
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) -> list[Finding]:
+    try:
+        name, profile = bridge.sink_profile()
+    except (SinkError, BridgeError) as error:
+        return [_bad("predictive API", error)]
+    capabilities = ", ".join(sorted(profile.capabilities)) or "none: the base contract"
+    findings = [
+        Finding("ok", "predictive API", f"{name} answers; capabilities: {capabilities}"),
+        Finding("ok", "predictive API", f"takes hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}"),
+    ]
+    if not set(profile.hardware) >= set(CONTRACT_HARDWARE):
+        findings.append(Finding("warning", "predictive API", "it takes less hardware than the base contract names"))
+    if config.measurement_source == "plain" and not profile.capabilities & {"lookup", "idempotency"}:
+        findings.append(
+            Finding(
+                "warning",
+                "predictive API",
+                "with measurement_source = plain this server cannot be asked what became of a single result",
+                "Set measurement_source to keyed, so that doubt can be settled exactly.",
+            )
+        )
+    return findings
+
+
+def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
+    """What a first sync of the whole file would do."""
+    try:
+        summary = bridge.sync(SyncRequest(kind="doctor", days=0, limit=0, dry_run=True))
+    except BridgeError as error:
+        return [_bad("results", error)]
+    findings = [
+        Finding(
+            "ok",
+            "results",
+            f"of the whole file {summary.synced} could be sent, {summary.rejected} would be refused, {summary.skipped} are skipped on purpose",
+        )
+    ]
+    reasons = [f"{code} ({count})" for code, count in sorted(summary.reasons.items(), key=lambda item: -item[1])]
+    if summary.rejected:
+        findings.append(Finding("warning", "results", "not sent: " + ", ".join(reasons), "docs/reasons.md says what to do about each."))
+    return findings
+
+
+def _bad(part: str, error: BridgeError) -> Finding:
+    return Finding("error", part, error.message, error.guidance, error.exit_code)

@@ -1,0 +1,160 @@
+"""The hooks of the Unified API Server. The only file that imports pluggy.
+
+A hook never raises and, while the plugin is disabled, does nothing and imports nothing heavy. Enabled but wrong, the server stays up and
+/api/bridge/status says what is wrong, unless `strict` asks for the opposite.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from benchbridge_plugin.config import SECTION
+from benchbridge_plugin.errors import BridgeError, ConfigError
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+
+PROJECT = "unified_api_server"
+EXTENSION = "benchbridge"
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+_logger = logging.getLogger(__name__)
+
+
+def init_app(app: Flask, config: Mapping[str, Any] | None = None) -> None:
+    """Add the bridge to any Flask application: `config` is the section `benchmark_predictive_performance`, by default of app.config["UNIFIED_SERVER"].
+
+    Does what the first hook does. A host without pluggy calls `start(app)` in each serving process, after any fork, and `stop(app)` at its end.
+    Raises ConfigError only with `"strict": true`.
+    """
+    section = _section(app) if config is None else config
+    if not _enabled(section):
+        return
+    from benchbridge_plugin.config import from_mapping
+    from benchbridge_plugin.web import create_blueprint, create_broken_blueprint
+
+    where = f"section {SECTION}"
+    try:
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{SECTION} must be a JSON object, not {section!r}.")
+        settings = _with_environment(section)
+        bridge = _build(app, from_mapping(settings, where=where))
+    except BridgeError as error:
+        if isinstance(section, Mapping) and section.get("strict") is True:
+            raise
+        _logger.error("benchbridge is enabled but cannot work: %s", error)
+        app.extensions[EXTENSION] = None
+        app.register_blueprint(create_broken_blueprint(error))
+        return
+    app.extensions[EXTENSION] = bridge
+    app.register_blueprint(create_blueprint(bridge))
+
+
+def start(app: Flask) -> None:
+    """Begin to serve in this process: the timer starts if `auto_sync_enabled`. Logs what is wrong instead of raising it."""
+    bridge = _bridge(app)
+    if bridge is None:
+        return
+    from benchbridge_plugin.web.auth import KeyRing
+
+    try:
+        KeyRing(bridge.config, bridge.key_path).prepare()
+        bridge.start()
+    except BridgeError as error:
+        _logger.error("benchbridge could not start: %s", error)
+        if bridge.config.strict:
+            raise
+
+
+def stop(app: Flask) -> None:
+    """Finish the batch in hand and let go of everything, within `shutdown_timeout_s`."""
+    bridge = _bridge(app)
+    if bridge is not None:
+        bridge.stop()
+
+
+@hookimpl
+def unified_server_register_routes(app: Flask) -> None:
+    try:
+        init_app(app)
+    except BridgeError:
+        raise  # `strict`: the operator wants the server not to start
+    except Exception:  # the edge of a hook
+        _logger.exception("benchbridge could not add its routes")
+
+
+@hookimpl
+def unified_server_startup(app: Flask) -> None:
+    try:
+        start(app)
+    except BridgeError:
+        raise  # `strict`
+    except Exception:  # the edge of a hook
+        _logger.exception("benchbridge could not start")
+
+
+@hookimpl
+def unified_server_shutdown(app: Flask) -> None:
+    try:
+        stop(app)
+    except Exception:  # the edge of a hook
+        _logger.exception("benchbridge could not stop cleanly")
+
+
+@hookimpl
+def unified_server_health(app: Flask) -> Mapping[str, object] | None:
+    if EXTENSION not in app.extensions:
+        return None
+    bridge = _bridge(app)
+    if bridge is None:
+        return {EXTENSION: {"status": "misconfigured"}}
+    try:
+        return {EXTENSION: bridge.health()}
+    except BridgeError as error:
+        return {EXTENSION: {"status": "error", "error": error.code}}
+    except Exception:  # the edge of a hook
+        _logger.exception("benchbridge could not say how it is")
+        return {EXTENSION: {"status": "error"}}
+
+
+def _build(app: Flask, config: Any) -> BenchmarkPredictivePerformanceBridge:
+    from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, HostServices
+
+    host = HostServices(
+        services=lambda: app.extensions.get("unified_server.services", {}),
+        application=app.wsgi_app,
+        has_route=lambda path: any(rule.rule == path for rule in app.url_map.iter_rules()),
+    )
+    return BenchmarkPredictivePerformanceBridge(config=config, host=host)
+
+
+def _bridge(app: Flask) -> BenchmarkPredictivePerformanceBridge | None:
+    found: BenchmarkPredictivePerformanceBridge | None = app.extensions.get(EXTENSION)
+    return found
+
+
+def _section(app: Flask) -> object:
+    config = app.config.get("UNIFIED_SERVER")
+    return config.get(SECTION) if isinstance(config, Mapping) else None
+
+
+def _enabled(section: object) -> bool:
+    """Absent or false is off. Anything else that is not plainly off is looked at, so that a mistake is seen and not silently ignored."""
+    if section is None or section is False:
+        return False
+    return not isinstance(section, Mapping) or section.get("enabled", False) not in (False, None, "false", "no", "off", "0", 0)
+
+
+def _with_environment(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment under the host's config, as the precedence says. A null in the host's config leaves room for a secret of the environment."""
+    import os
+
+    from benchbridge_plugin.config import from_environment
+
+    return {**from_environment(os.environ), **{key: value for key, value in section.items() if value is not None}}

@@ -1,0 +1,166 @@
+"""The routes. Each one checks its arguments, asks the bridge, and shapes the answer; nothing is decided here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request, url_for
+from flask.typing import ResponseReturnValue
+
+from benchbridge_plugin import report as reports
+from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.errors import BridgeError
+from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
+from benchbridge_plugin.web import problems
+from benchbridge_plugin.web.arguments import InvalidArgument, body, query, within
+from benchbridge_plugin.web.auth import HEADER, KeyRing
+
+PREFIX = "/api/bridge"
+_LARGEST_BODY = 1024 * 1024
+_LONGEST_WAIT_S = 600.0
+_CURSOR = re.compile(r"[0-9a-f]{32}\..{1,900}", re.DOTALL)
+_STATES = {name: state for state, name in STATE_NAMES.items()}
+
+
+def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
+    """All routes of a working bridge."""
+    routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
+    keys = KeyRing(bridge.config, bridge.key_path)
+    problems.install(routes)
+
+    @routes.before_request
+    def guard() -> Response | None:
+        request.max_content_length = _LARGEST_BODY
+        if keys.allows(request):
+            return None
+        return problems.problem(
+            401,
+            "key_needed",
+            "This route needs the API key of the bridge.",
+            guidance=f"Send it in the header {HEADER}; the server's operator has it.",
+            headers={"WWW-Authenticate": 'Bearer realm="benchbridge"'},
+        )
+
+    @routes.after_request
+    def headers(response: Response) -> Response:
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
+
+    @routes.get("/status")
+    def status() -> ResponseReturnValue:
+        return jsonify(bridge.status())
+
+    @routes.post("/sync")
+    def sync() -> ResponseReturnValue:
+        given = body(request, {"model": str, "days": int, "limit": int, "dry_run": bool, "wait": bool})
+        within(given, "days", 0, 100_000)
+        within(given, "limit", 0)
+        wait = given.pop("wait", False)
+        asked = SyncRequest(kind="http", **given)
+        if asked.dry_run:
+            return jsonify(reports.run_as_json(bridge.sync(asked).as_dict()))
+        run_id, joined = bridge.start_sync(asked)
+        location = {"Location": url_for("benchbridge.run", run_id=run_id)}
+        if not wait:
+            return jsonify({"run_id": run_id, "joined": joined, "state": "running"}), 202, location
+        return jsonify({**(bridge.wait_for_run(run_id, _LONGEST_WAIT_S) or {}), "joined": joined}), 200, location
+
+    @routes.get("/runs")
+    def runs() -> ResponseReturnValue:
+        given = query(request, {"limit": int, "before": int})
+        within(given, "limit", 1, 1_000)
+        found = bridge.runs(limit=given.get("limit", 20), before=given.get("before"))
+        following = found[-1]["run_id"] if len(found) == given.get("limit", 20) and found[-1]["run_id"] > 1 else None
+        return jsonify({"runs": found, "next": url_for("benchbridge.runs", before=following) if following else None})
+
+    @routes.get("/runs/<int:run_id>")
+    def run(run_id: int) -> ResponseReturnValue:
+        found = bridge.run(min(run_id, 2**62))
+        if found is None:
+            return problems.problem(404, "no_such_run", f"There is no run {run_id}.", guidance=f"GET {PREFIX}/runs lists them.")
+        return jsonify(found)
+
+    @routes.get("/report")
+    def report() -> ResponseReturnValue:
+        kind = query(request, {"format": str}).get("format", "json")
+        if kind not in reports.FORMATS:
+            raise InvalidArgument(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(reports.FORMATS)}.")
+        return Response(reports.render(bridge.generate_report(), kind), content_type=reports.FORMATS[kind])
+
+    @routes.get("/results")
+    def results() -> ResponseReturnValue:
+        given = query(request, {"state": str, "model": str, "hardware": str, "limit": int, "cursor": str})
+        within(given, "limit", 1, 1_000)
+        if "cursor" in given and not _CURSOR.fullmatch(given["cursor"]):
+            raise InvalidArgument("cursor is not one that this route gave.", guidance="Take it from `next` of the page before.")
+        state = _state(given.pop("state", None))
+        page = bridge.results(state=state, **given)
+        again: dict[str, Any] = {**request.args.to_dict(), "cursor": page.next_cursor}
+        return jsonify(
+            {
+                "results": [_result(row) for row in page.rows],
+                "next": url_for("benchbridge.results", **again) if page.next_cursor else None,
+            }
+        )
+
+    @routes.post("/results/retry")
+    def retry() -> ResponseReturnValue:
+        given = body(request, {"state": str, "model": str, "reason": str, "result_ids": list})
+        state = given.get("state", "retrying")
+        if state not in ("retrying", "rejected"):
+            raise InvalidArgument("state must be retrying or rejected.", guidance="Only waiting and refused results can be retried.")
+        count = bridge.retry(
+            rejected=state == "rejected", model=given.get("model"), reason=given.get("reason"), result_ids=given.get("result_ids")
+        )
+        return jsonify({"retried": count, "note": "They are sent by the next sync."})
+
+    @routes.get("/schedule")
+    def schedule() -> ResponseReturnValue:
+        return jsonify(bridge.schedule())
+
+    @routes.post("/schedule")
+    def set_schedule() -> ResponseReturnValue:
+        given = body(request, {"paused": bool, "interval_minutes": float, "run_now": bool})
+        within(given, "interval_minutes", 0.01, 525_600)
+        answer: dict[str, Any] = bridge.set_schedule(paused=given.get("paused"), interval_minutes=given.get("interval_minutes"))
+        if given.get("run_now"):
+            run_id, joined = bridge.start_sync(SyncRequest(kind="http"))
+            answer |= {"run_id": run_id, "joined": joined}
+        return jsonify(answer)
+
+    @routes.post("/verify")
+    def verify() -> ResponseReturnValue:
+        given = body(request, {"repair": bool})
+        return jsonify(bridge.verify(repair=given.get("repair", False)).as_dict())
+
+    @routes.get("/health")
+    def health() -> ResponseReturnValue:
+        return jsonify(bridge.health())
+
+    return routes
+
+
+def create_broken_blueprint(error: BridgeError) -> Blueprint:
+    """What an enabled but misconfigured plugin offers: every route says what is wrong. There is no key to ask for, and nothing else to see."""
+    routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
+
+    @routes.route("/", defaults={"path": ""}, methods=["GET", "POST"])
+    @routes.route("/<path:path>", methods=["GET", "POST"])
+    def broken(**_: str) -> ResponseReturnValue:
+        return problems.problem(503, error.code, error.message, guidance=error.guidance, error=error.message)
+
+    return routes
+
+
+def _state(name: str | None) -> State | None:
+    if name is None:
+        return None
+    if name not in _STATES:
+        raise InvalidArgument(f"There is no state {name!r}.", guidance=f"Choose one of: {', '.join(_STATES)}.")
+    return _STATES[name]
+
+
+def _result(row: Any) -> dict[str, Any]:
+    return {**row, **{name: reports.iso(row[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}

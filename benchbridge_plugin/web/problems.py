@@ -1,0 +1,48 @@
+"""Errors as RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+
+from flask import Blueprint, Response
+from werkzeug.exceptions import HTTPException
+
+from benchbridge_plugin.errors import BridgeError
+
+_logger = logging.getLogger(__name__)
+
+
+def problem(
+    status: int, code: str, detail: str, *, guidance: str = "", headers: Mapping[str, str] | None = None, **fields: object
+) -> Response:
+    """A problem document. `code` is for machines, `detail` and `guidance` are sentences."""
+    titles = {400: "Bad request", 401: "API key needed", 404: "Not found", 405: "Method not allowed", 409: "Conflict", 413: "Too large"}
+    titles |= {415: "Not JSON", 422: "Invalid value", 500: "Internal error", 502: "Predictive API", 503: "Not available"}
+    body = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status, "code": code, "detail": detail}
+    if guidance:
+        body["guidance"] = guidance
+    return Response(json.dumps({**body, **fields}), status, headers=dict(headers or {}), content_type="application/problem+json")
+
+
+def of_error(error: BridgeError) -> Response:
+    return problem(error.http_status, error.code, error.message, guidance=error.guidance)
+
+
+def install(blueprint: Blueprint) -> None:
+    """Answer every error raised in the blueprint's routes with a problem document, and nothing else."""
+
+    @blueprint.errorhandler(BridgeError)
+    def bridge_error(error: BridgeError) -> Response:
+        return of_error(error)
+
+    @blueprint.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        return problem(status, error.name.lower().replace(" ", "_"), error.description or error.name)
+
+    @blueprint.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:  # the edge of a route
+        _logger.error("a bridge route failed", exc_info=error)
+        return problem(500, "internal_error", "Something unexpected went wrong.", guidance="The server's log has the details.")
