@@ -1,0 +1,68 @@
+"""A benchmark writer inserts results at a steady rate while syncs run every second: everything arrives once, and the writer is hardly refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.kit.layouts import build
+from unified_server import create_app
+
+from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.bridge import HostServices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench busy_writer", description=__doc__)
+    parser.add_argument("--rate", type=int, default=200, help="results a second")
+    parser.add_argument("--seconds", type=int, default=60)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        file = place / "benchmark_db.duckdb"
+        there = build("V1", file, limit=1212)
+        app = create_app(
+            {"benchmark_db": {"path": str(place / "unused.duckdb")}, "predictive_performance": {"path": str(place / "predictive.duckdb")}}
+        )
+        service = app.extensions["unified_server.services"]["predictive_performance"]
+        command = [sys.executable, "-m", "tests.kit.writer", str(file), "--rate", str(options.rate), "--seconds", str(options.seconds)]
+        writer = subprocess.Popen([*command, "--first-id", "100000"], stdout=subprocess.PIPE, text=True)
+        syncs, failures = 0, Counter[str]()
+        with BenchmarkPredictivePerformanceBridge(file, host=HostServices(services=lambda: {"predictive_performance": service})) as bridge:
+            while writer.poll() is None:
+                began = time.monotonic()
+                answer = bridge.sync_recent_results(limit=0, days=0)
+                syncs += 1
+                if not answer["success"]:
+                    failures[answer["message"]] += 1
+                time.sleep(max(0.0, began + 1.0 - time.monotonic()))
+            said = json.loads(writer.communicate()[0].strip().splitlines()[-1])
+            bridge.sync_recent_results(limit=0, days=0)
+            accounting = bridge.accounting()
+            held = bridge.sync_recent_results(limit=0, days=0)["details"]["held"]
+        sources = Counter(row["measurement_source"] for row in service.list_measurements(limit=100_000))
+    expected = there + said["inserted"]
+    figures = {
+        "writer": said,
+        "syncs": syncs,
+        "failed_syncs": dict(failures),
+        "expected": expected,
+        "delivered": accounting["delivered"],
+        "balanced": accounting["balanced"],
+        "stored": sum(sources.values()),
+        "doubled": sum(1 for count in sources.values() if count > 1),
+        "last_hold": held,
+    }
+    print(json.dumps(figures, indent=2))
+    if figures["stored"] != expected or figures["doubled"] or said["longest_refusal_s"] > 1.0:
+        sys.exit("not every result arrived exactly once, or the writer was refused for longer than a second")
+
+
+if __name__ == "__main__":
+    main()
