@@ -11,11 +11,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.kit.layouts import build
 from unified_server import create_app
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.bridge import HostServices
+from tests.kit.layouts import build
 
 
 def main() -> None:

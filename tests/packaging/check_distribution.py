@@ -32,7 +32,8 @@ assert answer.status_code == 200, answer.text
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as elsewhere:  # where the source tree cannot be imported by accident
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=elsewhere)
     if done.returncode:
         sys.exit(f"{' '.join(str(part) for part in command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout

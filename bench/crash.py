@@ -1,0 +1,51 @@
+"""Kills syncs at random moments and at named points, on each sink, and counts what was lost or doubled (it has to be 0 and 0)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchbridge_plugin.report import table
+from tests.crash.harness import SINKS, Verdict, crash
+from tests.crash.victim import POINTS
+
+_ONLY = {"stored": ("service",), "before_request": ("base", "full"), "after_request": ("base", "full"), "sent": ("base", "full")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench crash", description=__doc__)
+    parser.add_argument("--kills", type=int, default=1000, help="random kills, shared among the sinks")
+    parser.add_argument("--at-points", type=int, default=20, help="kills at each named point, for each sink")
+    parser.add_argument("--sinks", default=",".join(SINKS), help="of: " + ",".join(SINKS))
+    parser.add_argument("--plant", choices=["early", "resend"], help="plant a bug that has to be found")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    sinks = options.sinks.split(",")
+    rows: list[list[object]] = []
+    bad = 0
+
+    def note(point: str, verdict: Verdict) -> None:
+        nonlocal bad
+        failed = verdict.lost or verdict.doubled or verdict.in_doubt or not verdict.balanced
+        bad += bool(failed)
+        row = [verdict.sink, point, verdict.kills, verdict.results, verdict.lost, verdict.doubled, verdict.in_doubt, verdict.balanced]
+        rows.append([*row, verdict.seconds])
+        print(*row, verdict.seconds, file=sys.stderr, flush=True)
+
+    for sink in sinks:
+        for point in POINTS if options.at_points else ():
+            if sink in _ONLY.get(point, SINKS):
+                with tempfile.TemporaryDirectory() as directory:
+                    note(point, crash(sink, Path(directory), kills=options.at_points, point=point, seed=options.seed, plant=options.plant))
+        if options.kills:
+            with tempfile.TemporaryDirectory() as directory:
+                share = -(-options.kills // len(sinks))
+                note("random", crash(sink, Path(directory), kills=share, seed=options.seed, plant=options.plant, batch=60))
+    print(table(["sink", "point", "kills", "results", "lost", "doubled", "in doubt", "balanced", "s"], rows))
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
