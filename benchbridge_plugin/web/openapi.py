@@ -1,0 +1,174 @@
+"""The routes of the bridge as an OpenAPI 3.1 document. tests/test_openapi.py holds it against the routes and fuzzes the routes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchbridge_plugin._version import __version__
+from benchbridge_plugin.model import STATE_NAMES
+from benchbridge_plugin.report import FORMATS
+
+_Schema = Mapping[str, Any]
+
+_TEXT: _Schema = {"type": "string", "minLength": 1, "maxLength": 1000, "pattern": "^[^\\u0000]+$"}
+_COUNT: _Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
+_PAGE: _Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
+_FLAG: _Schema = {"type": "boolean"}
+_OBJECT: _Schema = {"type": "object"}
+
+
+def document() -> dict[str, Any]:
+    """The whole document; paths are absolute."""
+    states = list(STATE_NAMES.values())
+    problem = _reference("Problem")
+    routes = {
+        "/status": {"get": _route("Connections, schedule, lease, last run, accounting, version", answers={200: _OBJECT})},
+        "/sync": {
+            "post": _route(
+                "Start a sync, or join the one that is running",
+                body={
+                    "model": _TEXT,
+                    "days": {"type": "integer", "minimum": 0, "maximum": 100_000},
+                    "limit": _COUNT,
+                    "dry_run": _FLAG,
+                    "wait": _FLAG,
+                },
+                answers={200: _OBJECT, 202: _OBJECT, 400: problem, 409: problem, 413: problem, 415: problem, 422: problem, 502: problem},
+            )
+        },
+        "/runs": {
+            "get": _route(
+                "The runs, newest first",
+                query={"limit": _PAGE, "before": {"type": "integer", "minimum": -(2**53), "maximum": 2**53}},
+                answers={200: _listing("runs"), 422: problem},
+            )
+        },
+        "/runs/{run_id}": {
+            "get": _route("One run", path={"run_id": {"type": "integer", "minimum": 0}}, answers={200: _OBJECT, 404: problem}),
+        },
+        "/report": {
+            "get": _route(
+                "The report: accounting, coverage, refusals, last runs",
+                query={"format": {"type": "string", "enum": list(FORMATS)}},
+                answers={
+                    200: {kind.partition(";")[0]: _OBJECT if kind == "application/json" else {} for kind in FORMATS.values()},
+                    422: problem,
+                },
+            )
+        },
+        "/results": {
+            "get": _route(
+                "Single results with their place and reason",
+                query={
+                    "state": {"type": "string", "enum": states},
+                    "model": _TEXT,
+                    "hardware": _TEXT,
+                    "limit": _PAGE,
+                    "cursor": {"type": "string", "maxLength": 1000, "description": "from `next` of the page before"},
+                },
+                answers={200: _listing("results"), 422: problem},
+            )
+        },
+        "/results/retry": {
+            "post": _route(
+                "Make waiting results due now; with state=rejected bring refused ones back",
+                body={
+                    "state": {"type": "string", "enum": ["retrying", "rejected"]},
+                    "model": _TEXT,
+                    "reason": _TEXT,
+                    "result_ids": {"type": "array", "items": _TEXT, "maxItems": 10_000},
+                },
+                answers={200: _OBJECT, 400: problem, 413: problem, 415: problem, 422: problem},
+            )
+        },
+        "/schedule": {
+            "get": _route("When the next cycle is due", answers={200: _OBJECT}),
+            "post": _route(
+                "Pause, resume, set the interval, run now",
+                body={"paused": _FLAG, "interval_minutes": {"type": "number", "minimum": 0.01, "maximum": 525_600}, "run_now": _FLAG},
+                answers={200: _OBJECT, 400: problem, 409: problem, 413: problem, 415: problem, 422: problem},
+            ),
+        },
+        "/verify": {
+            "post": _route(
+                "Compare ledger and sink: what is missing, doubled or foreign",
+                body={"repair": _FLAG},
+                answers={200: _OBJECT, 400: problem, 409: problem, 413: problem, 415: problem, 422: problem, 502: problem},
+            )
+        },
+        "/health": {"get": _route("A few numbers", answers={200: _OBJECT})},
+        "/openapi.json": {"get": _route("This document", answers={200: _OBJECT})},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "benchbridge", "version": __version__, "description": "Benchmark results on their way to the predictive API."},
+        "paths": {f"/api/bridge{path}": methods for path, methods in routes.items()},
+        "security": [{"key": []}, {"bearer": []}],
+        "components": {
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+            "schemas": {
+                "Problem": {
+                    "type": "object",
+                    "description": "RFC 9457; `code` is for machines, `guidance` says what to do.",
+                    "required": ["type", "title", "status", "code", "detail"],
+                    "properties": {
+                        "type": {"type": "string"},
+                        "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "code": {"type": "string"},
+                        "detail": {"type": "string"},
+                        "guidance": {"type": "string"},
+                    },
+                }
+            },
+        },
+    }
+
+
+def _route(
+    summary: str,
+    *,
+    answers: Mapping[int, _Schema],
+    query: Mapping[str, _Schema] | None = None,
+    path: Mapping[str, _Schema] | None = None,
+    body: Mapping[str, _Schema] | None = None,
+) -> dict[str, Any]:
+    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in (query or {}).items()]
+    parameters += [{"name": name, "in": "path", "required": True, "schema": schema} for name, schema in (path or {}).items()]
+    everywhere = {401: _reference("Problem"), 503: _reference("Problem")}
+    route: dict[str, Any] = {
+        "summary": summary,
+        "responses": {str(status): _answer(status, schema) for status, schema in {**answers, **everywhere}.items()},
+    }
+    if parameters:
+        route["parameters"] = parameters
+    if body is not None:
+        schema = {"type": "object", "additionalProperties": False, "properties": dict(body)}
+        route["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
+    return route
+
+
+def _answer(status: int, schema: _Schema) -> dict[str, Any]:
+    if status >= 400:
+        content = {"application/problem+json": {"schema": schema}}
+    elif any("/" in name for name in schema):  # several media types
+        content = {kind: {"schema": of_kind} for kind, of_kind in schema.items()}
+    else:
+        content = {"application/json": {"schema": schema}}
+    return {"description": {200: "Done", 202: "Under way"}.get(status, "A problem document"), "content": content}
+
+
+def _listing(name: str) -> _Schema:
+    return {
+        "type": "object",
+        "required": [name, "next"],
+        "properties": {name: {"type": "array", "items": _OBJECT}, "next": {"type": ["string", "null"]}},
+    }
+
+
+def _reference(name: str) -> _Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
