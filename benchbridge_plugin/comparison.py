@@ -23,6 +23,9 @@ from benchbridge_plugin.source import BenchmarkSource
 
 _PAGE = 10_000
 
+# The ids that stand in more than one row. A slice is a range of ids, so all rows of one id are in the same slice.
+_REPEATED_SQL = "CREATE OR REPLACE TEMP TABLE repeated AS SELECT result_id FROM seen GROUP BY result_id HAVING count(*) > 1"
+
 # One row for each row of the slice. `same` is the ledger's row of this very content, `other` says that another content of the result counts so far.
 _JOIN_SQL = f"""
     CREATE OR REPLACE TEMP TABLE verdicts AS
@@ -44,14 +47,16 @@ _JOIN_SQL = f"""
       LEFT JOIN repeated AS r ON r.result_id = s.result_id
 """
 # Taken up before, not delivered, and by now simulated or of a failed run: it is not sent after all.
-_TAKEN_BACK = f"counts AND coalesce(skip IN ('simulated', 'failed_run'), false) AND state IN ({int(State.PENDING)}, {int(State.RETRYING)}, {int(State.REJECTED)})"
+_TAKEN_BACK = f"""counts
+           AND coalesce(skip IN ('simulated', 'failed_run'), false)
+           AND state IN ({int(State.PENDING)}, {int(State.RETRYING)}, {int(State.REJECTED)})"""
 
 _CANDIDATES_SQL = f"""
     SELECT result_id, content_hash, is_new, attempts, priority, measured_at_us
       FROM verdicts
      WHERE wanted
        AND (is_new AND skip IS NULL
-            OR due AND counts AND NOT ({_TAKEN_BACK}))
+            OR due AND (counts OR skip IS NULL) AND NOT ({_TAKEN_BACK}))
 """
 _SKIPPED_SQL = f"SELECT skip, count(*) FROM verdicts WHERE skip IS NOT NULL AND (NOT counts OR {_TAKEN_BACK}) GROUP BY skip"
 _SUBJECTS_SQL = f"""
@@ -114,7 +119,6 @@ def compare(
     if ids.null_count:
         skipped["result_id_missing"] = ids.null_count
         ids = ids.drop_null()
-    repeated = _repeated(ids, layout)
     ids = pc.unique(ids)
     ids = ids.take(pc.array_sort_indices(ids))
     first_time = not ledger.deliveries.has_rows(source_id)
@@ -125,14 +129,16 @@ def compare(
     superseded: list[tuple[str, bytes]] = []
     returned: list[tuple[str, bytes]] = []
     withdrawn: list[str] = []
+    present: list[pa.ChunkedArray] = []
     with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as joins:
-        joins.register("repeated", pa.table({"result_id": repeated.cast(pa.string())}))
         for rows in source.slices(layout, ids, wait=wait):
             seen = mapper.classify(rows, cutoff_us=cutoff_us, model=model)
             known = KNOWN_SCHEMA.empty_table() if first_time else ledger.deliveries.known(source_id, seen.column("result_id").to_pylist())
             joins.register("seen", seen)
             joins.register("known", known)
+            joins.execute(_REPEATED_SQL)
             joins.execute(_JOIN_SQL)
+            present.append(seen.column("result_id"))
             here, new, counts = joins.execute(_COUNTS_SQL).fetchall()[0]
             total, untouched, counted = total + here, untouched + new, counted + counts
             skipped.update(dict(joins.execute(_SKIPPED_SQL).fetchall()))
@@ -146,27 +152,19 @@ def compare(
                 withdrawn += [row[0] for row in joins.execute(_WITHDRAWN_SQL).fetchall()]
             progress(total, len(ids))
     if not first_time and ledger.deliveries.count_current(source_id) > counted + len(superseded):
-        withdrawn += _gone(ledger, source_id, ids)
+        withdrawn += _gone(ledger, source_id, present)
     ordered = pa.concat_tables(candidates).sort_by(_ORDER) if candidates else _no_candidates()
     comparison = Comparison(total, untouched, dict(skipped), signature, scope, subjects)
     return Plan(layout, comparison, ordered, superseded, returned, withdrawn)
 
 
-def _repeated(ids: pa.ChunkedArray, layout: Layout) -> pa.Array:
-    """The ids that stand in more than one row; none where the file promises that there are none."""
-    if layout.id_unique or not len(ids):
-        return pa.array([], pa.string())
-    counts = pc.value_counts(ids)
-    return pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
-
-
-def _gone(ledger: Ledger, source_id: int, ids: pa.Array) -> list[str]:
+def _gone(ledger: Ledger, source_id: int, present: Sequence[pa.ChunkedArray]) -> list[str]:
     """The results that the ledger counts and the file no longer has."""
-    present = ids.cast(pa.string())
+    here = pa.chunked_array([chunk for column in present for chunk in column.chunks], pa.string())
     gone: list[str] = []
     after = ""
     while page := ledger.deliveries.current_ids(source_id, after, _PAGE):
-        missing = pc.invert(pc.is_in(pa.array(page, pa.string()), value_set=present))
+        missing = pc.invert(pc.is_in(pa.array(page, pa.string()), value_set=here))
         gone += pc.filter(pa.array(page, pa.string()), missing).to_pylist()
         after = page[-1]
     return gone

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -20,7 +20,7 @@ _EXECUTOR = "benchbridge"
 
 
 class SyncScheduler:
-    """Calls `cycle` for each tick that `claim` gives to this process: `claim(at_once)` is asked at the start and then every few seconds.
+    """Calls `cycle` for each tick that `claim` gives to this process: `claim(at_once)` is asked every few seconds, the first time with True if started so.
 
     Start it in the process that serves, after any fork. `stop` is bounded.
     """
@@ -33,6 +33,7 @@ class SyncScheduler:
         self._idle = threading.Event()
         self._idle.set()
         self._lock = threading.Lock()
+        self._at_once = False
 
     @property
     def running(self) -> bool:
@@ -54,9 +55,10 @@ class SyncScheduler:
                 executors={_EXECUTOR: ThreadPoolExecutor(1)},
                 job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             )
-            self._scheduler.add_job(self._tick, "interval", seconds=self._look_every_s, id="look", args=[False], executor=_EXECUTOR)
-            if run_now:
-                self._scheduler.add_job(self._tick, "date", run_date=datetime.now(UTC), id="start-up", args=[True], executor=_EXECUTOR)
+            # One job that is never removed, also for the start-up cycle: the library's thread dies of a job that ends while it is being stopped.
+            self._at_once = run_now
+            first = datetime.now(UTC) + timedelta(seconds=0 if run_now else self._look_every_s)
+            self._scheduler.add_job(self._tick, "interval", seconds=self._look_every_s, id="look", next_run_time=first, executor=_EXECUTOR)
             self._scheduler.start()
 
     def stop(self, timeout_s: float) -> bool:
@@ -67,8 +69,9 @@ class SyncScheduler:
             scheduler.shutdown(wait=False)
         return self._idle.wait(timeout_s)
 
-    def _tick(self, at_once: bool) -> None:
+    def _tick(self) -> None:
         self._idle.clear()
+        at_once, self._at_once = self._at_once, False
         try:
             if self._scheduler is not None and self._claim(at_once):
                 self._cycle("start-up" if at_once else "schedule")

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
@@ -19,10 +19,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchbridge_plugin.comparison import Plan, compare
-from benchbridge_plugin.errors import BridgeError, LeaseLost, LedgerError
+from benchbridge_plugin.errors import BridgeError, LedgerError
 from benchbridge_plugin.ledger import Holder, Lease, Ledger
 from benchbridge_plugin.mapping import Mapper
-from benchbridge_plugin.model import Accounting, Answer, Doubt, Fate, Outcome, Progress, RunSummary, SinkProfile, SyncRequest, quality_names
+from benchbridge_plugin.model import (
+    Accounting,
+    Answer,
+    Doubt,
+    Fate,
+    Outcome,
+    Progress,
+    Receipt,
+    RunSummary,
+    SinkProfile,
+    SyncRequest,
+    quality_names,
+)
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 
@@ -53,10 +65,23 @@ class _Tally:
     synced: int = 0
     rejected: int = 0
     failed: int = 0
-    in_doubt: int = 0
-    settled: int = 0
+    settled: int = 0  # doubts of earlier runs
+    doubts: dict[tuple[str, bytes], str] = field(default_factory=dict)  # of this run, with the reason code of each; counted in `failed`
     reasons: Counter[str] = field(default_factory=Counter)
     quality: Counter[str] = field(default_factory=Counter)
+
+    def settle(self, stored: Iterable[Doubt], absent: Iterable[Doubt]) -> None:
+        """Doubts have ended. One of this run that turns out to be stored was synced after all."""
+        for doubt in absent:
+            self.settled += self.doubts.pop((doubt.result_id, doubt.content_hash), None) is None
+        for doubt in stored:
+            code = self.doubts.pop((doubt.result_id, doubt.content_hash), None)
+            if code is None:
+                self.settled += 1
+            else:
+                self.synced += 1
+                self.failed -= 1
+                self.reasons[code] -= 1
 
     @property
     def considered(self) -> int:
@@ -141,6 +166,7 @@ class SyncEngine:
             beat = _Heartbeat(self._ledger, holder, self._clock, stopping)
             try:
                 self._move(holder, source_id, request, tally, progress, beat)
+                beat.check()
                 state = "stopped" if stopping() else "partial" if tally.failed else "succeeded"
                 ended = self._summarise(summary, tally, state=state)
             except BridgeError as error:
@@ -172,6 +198,7 @@ class SyncEngine:
             return
         sink = self._sink()
         profile = sink.profile()
+        self._ledger.deliveries.abandoned(holder, source_id)
         self._settle(holder, source_id, sink, tally, beat, patient=True)
         plan = self._compare(source_id, request, progress, wait=True, beat=beat)
         self._record(holder, source_id, plan)
@@ -180,11 +207,8 @@ class SyncEngine:
             self._send_all(holder, source_id, request, plan, sink, profile, tally, shown, beat)
         finally:
             shown.show(final=True)
-        if tally.in_doubt and not beat.stopping():
-            stored, absent = self._settle(holder, source_id, sink, tally, beat, patient=False)
-            tally.synced += stored
-            tally.failed = max(tally.failed - stored, 0)
-            tally.in_doubt = max(tally.in_doubt - stored - absent, 0)
+        if tally.doubts and not beat.stopping():
+            self._settle(holder, source_id, sink, tally, beat, patient=False)
 
     def _send_all(
         self,
@@ -225,17 +249,29 @@ class SyncEngine:
         measurements = batch.filter(pc.is_null(batch.column("reason_code")))
         if not len(measurements):
             return 0
-        receipt = sink.send(measurements, stopping=beat.stopping)
-        attempts = measurements.column("attempts").to_pylist()
-        self._ledger.deliveries.acknowledge(
-            holder, source_id, measurements, receipt, retry_at=lambda row, outcome: self._retry_at(attempts[row] + 1, outcome)
+        attempts, flags, ids, hashes = (
+            measurements.column(name).to_pylist() for name in ("attempts", "quality", "result_id", "content_hash")
         )
-        flags = measurements.column("quality").to_pylist()
+
+        def acknowledge(receipt: Receipt) -> None:
+            self._ledger.deliveries.acknowledge(
+                holder, source_id, measurements, receipt, retry_at=lambda row, outcome: self._retry_at(attempts[row] + 1, outcome)
+            )
+
+        try:
+            receipt = sink.send(measurements, stopping=beat.stopping)
+        except BaseException as error:
+            # An interrupt, or a fault of ours. From now on all of it is in doubt, and `settle_after_s` counts from here, not from the claim.
+            doubt = Outcome(Fate.IN_DOUBT, "interrupted", f"The sync was interrupted while it sent this result ({type(error).__name__}).")
+            with suppress(LedgerError):
+                acknowledge(Receipt([None] * len(measurements), dict.fromkeys(range(len(measurements)), doubt)))
+            raise
+        acknowledge(receipt)
         for row, quality in enumerate(flags):
             if quality and row not in receipt.exceptions:
                 tally.quality.update(quality_names(quality))
         not_sent = 0
-        for outcome in receipt.exceptions.values():
+        for row, outcome in receipt.exceptions.items():
             if outcome.fate is Fate.NOT_SENT:
                 not_sent += 1
                 continue
@@ -244,7 +280,8 @@ class SyncEngine:
                 tally.rejected += 1
             else:
                 tally.failed += 1
-                tally.in_doubt += outcome.fate is Fate.IN_DOUBT
+            if outcome.fate is Fate.IN_DOUBT:
+                tally.doubts[ids[row], hashes[row]] = outcome.code
         tally.synced += len(measurements) - len(receipt.exceptions)
         if receipt.stop is not None:
             raise receipt.stop
@@ -264,12 +301,11 @@ class SyncEngine:
         kept = chunk.take(pa.array(here, pa.int64()))
         return ordered.append_column("is_new", kept.column("is_new")).append_column("attempts", kept.column("attempts"))
 
-    def _settle(self, holder: Holder, source_id: int, sink: Sink, tally: _Tally, beat: _Heartbeat, *, patient: bool) -> tuple[int, int]:
-        """Ask the sink about everything in doubt. Returns how many turned out to be stored, and how many absent.
+    def _settle(self, holder: Holder, source_id: int, sink: Sink, tally: _Tally, beat: _Heartbeat, *, patient: bool) -> None:
+        """Ask the sink about everything in doubt.
 
         An absence counts only `settle_after_s` after the send: until then a slow server may still be about to store it. `patient` waits for that.
         """
-        stored_count = absent_count = 0
         after = ""
         while (doubts := self._ledger.deliveries.doubts(source_id, after=after, limit=_PAGE)) and not beat.stopping():
             after = doubts[-1].result_id
@@ -286,10 +322,7 @@ class SyncEngine:
                 elif settlement.answer is Answer.ABSENT and doubt.sent_at <= ripe:
                     absent.append(doubt)
             self._ledger.deliveries.settle(holder, source_id, stored, absent)
-            stored_count += len(stored)
-            absent_count += len(absent)
-        tally.settled += stored_count + absent_count
-        return stored_count, absent_count
+            tally.settle([doubt for doubt, _ in stored], absent)
 
     # -- deciding -----------------------------------------------------------------------------------------------------------------------
 
@@ -394,10 +427,10 @@ class SyncEngine:
             synced=tally.synced,
             rejected=tally.rejected,
             failed=tally.failed,
-            in_doubt=tally.in_doubt,
+            in_doubt=len(tally.doubts),
             settled=tally.settled,
             skipped=sum(skipped.values()),
-            reasons={**tally.reasons, **skipped},
+            reasons={**+tally.reasons, **skipped},
             quality=dict(tally.quality),
             held=self._source.holds(),
             error_code=error.code if error else None,
@@ -421,16 +454,22 @@ class _Heartbeat:
         self._clock = clock
         self._asked = asked
         self._renewed = clock()
-        self._lost = False
+        self._error: LedgerError | None = None
 
     def stopping(self) -> bool:
-        if not self._lost and self._clock() - self._renewed > self._holder.duration_s / 4:
+        # Often: from one renewal to the next there may be one request that takes all of its time, and the lease must outlast that.
+        if self._error is None and self._clock() - self._renewed > self._holder.duration_s / 10:
             try:
                 self._ledger.leases.prolong(self._holder.lease, self._holder.duration_s)
                 self._renewed = self._clock()
-            except LeaseLost:
-                self._lost = True  # the next write of the run says so with an error
-        return self._lost or self._asked()
+            except LedgerError as error:  # not raised here: what was sent must still be acknowledged, if that can be done
+                self._error = error
+        return self._error is not None or self._asked()
+
+    def check(self) -> None:
+        """Raises what made it stop, if that was the ledger."""
+        if self._error is not None:
+            raise self._error
 
 
 class _Reporter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
 from benchbridge_plugin.errors import SinkError
 from benchbridge_plugin.ledger import Ledger
@@ -46,7 +45,11 @@ class Verification:
 
 
 def verify(ledger: Ledger, source_id: int, sink: Sink, *, progress: Callable[[int], object] = lambda checked: None) -> Verification:
-    """Compare every delivered row with the sink. Changes nothing. Raises SinkError when the sink cannot be asked at all."""
+    """Compare every delivered row with the sink. Changes nothing. Raises SinkError when the sink cannot be asked at all.
+
+    A listing is quick and may be older than the newest deliveries; a row that it does not show counts as missing only when the sink, asked for it
+    afterwards, says so too.
+    """
     sink.profile()
     counts: Counter[str] | None = None
     note = ""
@@ -57,14 +60,11 @@ def verify(ledger: Ledger, source_id: int, sink: Sink, *, progress: Callable[[in
     missing: list[str] = []
     checked = unknown = 0
     for page in _delivered(ledger, source_id):
-        if counts is not None:
-            missing += [result_id for result_id, key in page if not counts[key]]
-        else:
-            doubts = [Doubt(result_id, b"", UUID(key), "", 0.0) for result_id, key in page]
-            for doubt, settlement in zip(doubts, sink.settle(doubts), strict=True):
-                if settlement.answer is Answer.ABSENT:
-                    missing.append(doubt.result_id)
-                unknown += settlement.answer is Answer.UNKNOWN
+        asked = [row for row in page if counts is None or str(row.key) not in counts]
+        for row, settlement in zip(asked, sink.settle(asked) if asked else (), strict=True):
+            if settlement.answer is Answer.ABSENT:
+                missing.append(row.result_id)
+            unknown += settlement.answer is Answer.UNKNOWN
         checked += len(page)
         progress(checked)
     if counts is None:
@@ -78,8 +78,8 @@ def verify(ledger: Ledger, source_id: int, sink: Sink, *, progress: Callable[[in
     return Verification(checked, missing, unknown, sorted(doubled), sorted(strangers))
 
 
-def _delivered(ledger: Ledger, source_id: int) -> Iterator[list[tuple[str, str]]]:
+def _delivered(ledger: Ledger, source_id: int) -> Iterator[list[Doubt]]:
     after = ""
-    while page := ledger.accounts.keys(source_id, state=State.DELIVERED, after=after, limit=_PAGE):
-        after = page[-1][0]
-        yield [(result_id, key) for result_id, key, _ in page]
+    while page := ledger.deliveries.doubts(source_id, state=State.DELIVERED, after=after, limit=_PAGE):
+        after = page[-1].result_id
+        yield page

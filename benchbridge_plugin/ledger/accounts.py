@@ -38,7 +38,7 @@ class Accounts:
         counts = select(deliveries.c.state, func.count()).where(deliveries.c.source_id == source_id).group_by(deliveries.c.state)
         with self._store.reading() as connection:
             source = connection.execute(select(sources).where(sources.c.source_id == source_id)).mappings().one()
-            by_state = {State(state): count for state, count in connection.execute(counts).tuples()}
+            by_state = {State(state): count for state, count in connection.execute(counts)}
         skipped = {reason: int(count) for reason, count in json.loads(source["skipped"]).items()}
         return Accounting(
             total=source["total"],
@@ -81,9 +81,9 @@ class Accounts:
         )
         cells: dict[tuple[str, str], dict[str, int]] = {}
         with self._store.reading() as connection:
-            for model, hardware, total, skipped in connection.execute(on_disk).tuples():
+            for model, hardware, total, skipped in connection.execute(on_disk):
                 cells[model, hardware] = {"total": total, "skipped": skipped}
-            for model, hardware, state, count in connection.execute(by_state).tuples():
+            for model, hardware, state, count in connection.execute(by_state):
                 cells.setdefault((model, hardware), {"total": 0, "skipped": 0})[STATE_NAMES[State(state)]] = count
         rows: list[dict[str, object]] = []
         for (model, hardware), cell in sorted(cells.items()):
@@ -106,7 +106,7 @@ class Accounts:
         with self._store.reading() as connection:
             return [
                 {"state": STATE_NAMES[State(state)], "code": code, "reason": sentence, "count": count}
-                for state, code, sentence, count in connection.execute(statement).tuples()
+                for state, code, sentence, count in connection.execute(statement)
             ]
 
     def quality(self, source_id: int) -> dict[str, int]:
@@ -118,7 +118,7 @@ class Accounts:
         )
         totals = {flag.name.lower(): 0 for flag in Quality if flag.name}
         with self._store.reading() as connection:
-            for flags, count in connection.execute(statement).tuples():
+            for flags, count in connection.execute(statement):
                 for name in quality_names(flags):
                     totals[name] += count
         return {name: count for name, count in totals.items() if count}
@@ -179,17 +179,6 @@ class Accounts:
         ]
         following = f"{rows[-1]['content_hash']}.{rows[-1]['result_id']}" if len(found) > limit else None
         return Page(rows, following)
-
-    def keys(self, source_id: int, *, state: State, after: str = "", limit: int = 1000) -> list[tuple[str, str, str | None]]:
-        """(result id, key, measurement id) of the rows in a state, in the order of their ids, a page at a time."""
-        statement = (
-            select(deliveries.c.result_id, deliveries.c.key, deliveries.c.measurement_id)
-            .where(deliveries.c.source_id == source_id, deliveries.c.state == int(state), deliveries.c.result_id > after)
-            .order_by(deliveries.c.result_id)
-            .limit(limit)
-        )
-        with self._store.reading() as connection:
-            return [(result_id, _uuid(key), measurement) for result_id, key, measurement in connection.execute(statement).tuples()]
 
     def every_key(self, source_id: int) -> Iterator[str]:
         """The keys of all rows, in whatever state: an old content of a changed result is ours too."""

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import pyarrow as pa
-from sqlalchemy import Connection, Table, bindparam, func, select, update
+from sqlalchemy import and_, bindparam, func, select, update
 
 from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.ledger.leases import Lease, Leases
+from benchbridge_plugin.ledger.numbers import Numbers
 from benchbridge_plugin.ledger.schema import deliveries, reasons, sources, subjects, tallies
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import Doubt, Fate, Outcome, Receipt, State
 
 _CURRENT = (State.PENDING, State.SENDING, State.DELIVERED, State.RETRYING, State.REJECTED)
 _CHUNK = 500  # SQLite allows 32,766 parameters in one statement; smaller chunks are as quick
+
+_DELIVERED = (
+    f"UPDATE deliveries SET state = {int(State.DELIVERED)}, measurement_id = ?, reason_id = NULL, next_attempt_at = NULL, updated_at = ?"
+)
 
 #: What `known` returns for each row of the ledger.
 KNOWN_SCHEMA = pa.schema(
@@ -51,8 +56,8 @@ class Deliveries:
         self._store = store
         self._leases = leases
         self._now = now
-        self._subjects = _Numbers(subjects, "model", "hardware")
-        self._reasons = _Numbers(reasons, "code", "sentence")
+        self._subjects = Numbers(subjects, "model", "hardware")
+        self._reasons = Numbers(reasons, "code", "sentence")
 
     # -- comparing ----------------------------------------------------------------------------------------------------------------------
 
@@ -63,12 +68,16 @@ class Deliveries:
         return found is not None
 
     def known(self, source_id: int, result_ids: Sequence[str]) -> pa.Table:
-        """The ledger's rows of these results (KNOWN_SCHEMA); `due` says that the row waits and its time has come."""
-        rows: list[tuple[str, bytes, int, float | None, int]] = []
+        """The ledger's rows of these results (KNOWN_SCHEMA); `due` says that the row waits and its time has come.
+
+        For a superseded or withdrawn row it says so of the state it would come back to.
+        """
+        rows: list[tuple[str, bytes, int, int | None, float | None, int]] = []
         columns = (
             deliveries.c.result_id,
             deliveries.c.content_hash,
             deliveries.c.state,
+            deliveries.c.prior_state,
             deliveries.c.next_attempt_at,
             deliveries.c.attempts,
         )
@@ -78,7 +87,7 @@ class Deliveries:
         with self._store.reading() as connection:
             for start in range(0, len(result_ids), _CHUNK):
                 found = connection.execute(statement, {"ids": list(result_ids[start : start + _CHUNK])})
-                rows.extend(found.tuples())
+                rows.extend(found)
         now = self._now()
         waiting = (State.PENDING, State.RETRYING)
         return pa.table(
@@ -86,8 +95,8 @@ class Deliveries:
                 "result_id": [row[0] for row in rows],
                 "content_hash": [row[1] for row in rows],
                 "state": [row[2] for row in rows],
-                "due": [row[2] in waiting and (row[3] is None or row[3] <= now) for row in rows],
-                "attempts": [row[4] for row in rows],
+                "due": [(row[2] if row[3] is None else row[3]) in waiting and (row[4] is None or row[4] <= now) for row in rows],
+                "attempts": [row[5] for row in rows],
             },
             schema=KNOWN_SCHEMA,
         )
@@ -230,7 +239,15 @@ class Deliveries:
     def acknowledge(
         self, holder: Holder, source_id: int, batch: pa.Table, receipt: Receipt, *, retry_at: Callable[[int, Outcome], float]
     ) -> None:
-        """Record what became of the deliverable rows of a claimed batch. `retry_at(row, outcome)` gives the time of the next attempt."""
+        """Record what became of the deliverable rows of a claimed batch. `retry_at(row, outcome)` gives the time of the next attempt.
+
+        All or nothing: raises LedgerError (and changes nothing) if a row is not `sending` any more or the receipt is about other rows.
+        """
+        if len(receipt.measurement_ids) != len(batch):
+            raise LedgerError(
+                f"The receipt is about {len(receipt.measurement_ids)} rows, the batch has {len(batch)}.",
+                guidance="What is not acknowledged is in doubt and will be asked for.",
+            )
         now = self._now()
         ids, hashes = batch.column("result_id").to_pylist(), batch.column("content_hash").to_pylist()
         exceptions = receipt.exceptions
@@ -246,7 +263,7 @@ class Deliveries:
             reason_ids = self._reasons.of(connection, wanted)
             changed = insert_many(
                 connection,
-                f"UPDATE deliveries SET state = {int(State.DELIVERED)}, measurement_id = ?, reason_id = NULL, updated_at = ? {where}",
+                f"{_DELIVERED} {where}",
                 done,
             )
             states = {
@@ -263,7 +280,7 @@ class Deliveries:
                         int(states[outcome.fate]),
                         int(outcome.fate is Fate.NOT_SENT),
                         reason_ids.get((outcome.code, outcome.reason)),
-                        retry_at(i, outcome) if outcome.fate is Fate.FAILED else None,
+                        _due(outcome, retry_at, i, now),
                         now,
                         source_id,
                         ids[i],
@@ -281,35 +298,53 @@ class Deliveries:
 
     # -- doubt --------------------------------------------------------------------------------------------------------------------------
 
-    def doubts(self, source_id: int, *, after: str = "", limit: int = 1000) -> list[Doubt]:
-        """The results that were handed over and never acknowledged, in order of their ids, a page at a time."""
+    def doubts(self, source_id: int, *, state: State = State.SENDING, after: str = "", limit: int = 1000) -> list[Doubt]:
+        """The results that were handed over and never acknowledged, in order of their ids, a page at a time.
+
+        With `state=DELIVERED` the acknowledged ones, as questions to a sink that is to be verified.
+        """
         statement = (
             select(deliveries.c.result_id, deliveries.c.content_hash, deliveries.c.key, subjects.c.model, deliveries.c.updated_at)
             .join(subjects)
-            .where(deliveries.c.source_id == source_id, deliveries.c.state == int(State.SENDING), deliveries.c.result_id > after)
+            .where(deliveries.c.source_id == source_id, deliveries.c.state == int(state), deliveries.c.result_id > after)
             .order_by(deliveries.c.result_id)
             .limit(limit)
         )
         with self._store.reading() as connection:
             return [
-                Doubt(result_id, content, UUID(bytes=key), model, sent_at)
-                for result_id, content, key, model, sent_at in connection.execute(statement).tuples()
+                Doubt(result_id, bytes(content), UUID(bytes=bytes(key)), model, sent_at)
+                for result_id, content, key, model, sent_at in connection.execute(statement)
             ]
 
+    def abandoned(self, holder: Holder, source_id: int) -> None:
+        """Rows that a process was sending when it died are in doubt as of now: it may have sent them until a moment ago, however long ago it claimed them.
+
+        They are the ones in doubt without a reason: whoever lives to acknowledge gives one.
+        """
+        orphans = and_(deliveries.c.source_id == source_id, deliveries.c.state == int(State.SENDING), deliveries.c.reason_id.is_(None))
+        with self._store.reading() as connection:
+            if connection.execute(select(1).where(orphans).limit(1)).first() is None:
+                return
+        reason = ("process_gone", "The process that was sending this result is gone.")
+        with self._store.writing() as connection:
+            self._leases.renew(connection, holder.lease, holder.duration_s)
+            reason_ids = self._reasons.of(connection, {reason})
+            connection.execute(update(deliveries).where(orphans).values(reason_id=reason_ids[reason], updated_at=self._now()))
+
     def settle(self, holder: Holder, source_id: int, stored: Iterable[tuple[Doubt, str | None]], absent: Iterable[Doubt]) -> None:
-        """End doubts: what the sink has is delivered, what it certainly does not have is due again now."""
+        """End doubts: what the sink has is delivered, what it certainly does not have is due again: now, or when the sink asked for it."""
         now = self._now()
         where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
             insert_many(
                 connection,
-                f"UPDATE deliveries SET state = {int(State.DELIVERED)}, measurement_id = ?, reason_id = NULL, updated_at = ? {where}",
+                f"{_DELIVERED} {where}",
                 [(measurement_id, now, source_id, doubt.result_id, doubt.content_hash) for doubt, measurement_id in stored],
             )
             insert_many(
                 connection,
-                f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = ?, updated_at = ? {where}",
+                f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = coalesce(next_attempt_at, ?), updated_at = ? {where}",
                 [(now, now, source_id, doubt.result_id, doubt.content_hash) for doubt in absent],
             )
 
@@ -354,27 +389,8 @@ class Deliveries:
             return sum(connection.execute(statement.where(deliveries.c.result_id.in_(chunk))).rowcount for chunk in chunks)
 
 
-class _Numbers:
-    """The numbers of repeated texts (pairs of them), added where they are new and remembered once they are durable."""
-
-    def __init__(self, table: Table, first: str, second: str) -> None:
-        self._table = table
-        self._names = (first, second)
-        self._known: dict[tuple[str, str], int] = {}
-
-    def of(self, connection: Connection, pairs: set[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        found = {pair: self._known[pair] for pair in pairs if pair in self._known}
-        number = next(iter(self._table.primary_key.columns))
-        first, second = (self._table.c[name] for name in self._names)
-        for pair in sorted(pairs - found.keys()):
-            value = connection.execute(select(number).where(first == pair[0], second == pair[1])).scalar_one_or_none()
-            if value is None:
-                inserted = connection.execute(self._table.insert().values(dict(zip(self._names, pair, strict=True))))
-                value = inserted.inserted_primary_key[0] if inserted.inserted_primary_key else None
-            assert value is not None
-            found[pair] = int(value)
-        return found
-
-    def remember(self, found: Mapping[tuple[str, str], int]) -> None:
-        """To be called after the commit: a number of a rolled-back transaction belongs to nobody."""
-        self._known.update(found)
+def _due(outcome: Outcome, retry_at: Callable[[int, Outcome], float], row: int, now: float) -> float | None:
+    """When a row that was not delivered is tried again. One in doubt is tried once it is known to be absent, and not before the sink wants it."""
+    if outcome.fate is Fate.FAILED:
+        return retry_at(row, outcome)
+    return now + outcome.retry_after_s if outcome.fate is Fate.IN_DOUBT and outcome.retry_after_s else None

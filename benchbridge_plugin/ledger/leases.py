@@ -1,7 +1,8 @@
 """Who may move results: one holder for each source, found out and enforced in the ledger itself.
 
-A lease runs out when its holder stops renewing it. Its token grows with every new holder, and every write of a run checks the token inside the same
-transaction: a holder that was stopped, lost its lease and comes back cannot write (fencing).
+A lease runs out when its holder stops renewing it, and at once when its process is certainly gone (see process.py). Its token grows with every new
+holder, and every write of a run checks the token inside the same transaction: a holder that was stopped, lost its lease and comes back cannot write
+(fencing).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from sqlalchemy import Connection, select
 
 from benchbridge_plugin.errors import LeaseBusy, LeaseLost
 from benchbridge_plugin.ledger.schema import leases
-from benchbridge_plugin.ledger.store import Store
+from benchbridge_plugin.ledger.store import Store, insert_many
+from benchbridge_plugin.process import is_gone, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +42,24 @@ class Leases:
     def acquire(self, name: str, owner: str, duration_s: float) -> Lease:
         """Take the lease if nobody holds it. Raises LeaseBusy with the holder and its run."""
         with self._store.writing() as connection:
-            found = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one_or_none()
+            insert_many(  # so that there is a row to lock, also when two ask for the first time at once
+                connection,
+                "INSERT INTO leases (name, owner, token, expires_at) VALUES (?, '', 0, 0.0) ON CONFLICT DO NOTHING",
+                [(name,)],
+            )
+            found = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one()
             now = self._now()
-            if found is None:
-                token = 1
-                connection.execute(leases.insert().values(name=name, owner=owner, token=token, run_id=None, expires_at=now + duration_s))
-            elif found["expires_at"] > now:
+            if found["expires_at"] > now and not is_gone(found["owner"]):
                 raise LeaseBusy(
-                    f"Another sync of {name} is running ({found['owner']}).",
+                    f"Another sync of {name} is running ({shown(found['owner'])}).",
                     guidance="Wait for it, or look at it with: benchbridge report.",
                     owner=found["owner"],
                     run_id=found["run_id"],
                 )
-            else:
-                token = found["token"] + 1
-                values = {"owner": owner, "token": token, "run_id": None, "expires_at": now + duration_s}
-                connection.execute(leases.update().where(leases.c.name == name).values(**values))
-        return Lease(name, owner, token)
+            lease = Lease(name, owner, found["token"] + 1)
+            values = {"owner": owner, "token": lease.token, "run_id": None, "expires_at": now + duration_s}
+            connection.execute(leases.update().where(leases.c.name == name).values(**values))
+        return lease
 
     def renew(self, connection: Connection, lease: Lease, duration_s: float, run_id: int | None = None) -> None:
         """Prolong the lease inside the caller's transaction. Raises LeaseLost, and with that the transaction is rolled back."""
@@ -66,7 +69,7 @@ class Leases:
         mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
         if connection.execute(leases.update().where(mine).values(**values)).rowcount != 1:
             raise LeaseLost(
-                f"This process ({lease.owner}) lost the lease on {lease.name}: another took over.",
+                f"This process ({shown(lease.owner)}) lost the lease on {lease.name}: another took over.",
                 guidance="Nothing to do: the other process goes on from where the ledger stands.",
             )
 
@@ -85,6 +88,6 @@ class Leases:
         """Who holds the lease now, or None."""
         with self._store.reading() as connection:
             found = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
-        if found is None or found["expires_at"] <= self._now():
+        if found is None or found["expires_at"] <= self._now() or is_gone(found["owner"]):
             return None
         return LeaseHolder(found["owner"], found["run_id"], found["expires_at"])

@@ -12,7 +12,7 @@ from sqlalchemy import RowMapping, or_, select, update
 from benchbridge_plugin.ledger.deliveries import Holder
 from benchbridge_plugin.ledger.leases import Lease, Leases
 from benchbridge_plugin.ledger.schema import runs, sources
-from benchbridge_plugin.ledger.store import Store
+from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import RunSummary, SyncRequest
 
 _START_UP_APART_S = 10.0
@@ -41,11 +41,8 @@ class Runs:
             found = connection.execute(statement).scalar_one_or_none()
         if found is None:
             with self._store.writing() as connection:
-                found = connection.execute(statement).scalar_one_or_none()
-                if found is None:
-                    inserted = connection.execute(sources.insert().values(name=name))
-                    found = inserted.inserted_primary_key[0] if inserted.inserted_primary_key else None
-        assert found is not None
+                insert_many(connection, "INSERT INTO sources (name) VALUES (?) ON CONFLICT DO NOTHING", [(name,)])
+                found = connection.execute(statement).scalar_one()
         return int(found)
 
     def begin(self, lease: Lease, source_id: int, request: SyncRequest, duration_s: float) -> RunSummary:
@@ -84,7 +81,7 @@ class Runs:
         with self._store.writing() as connection:
             connection.execute(
                 update(runs)
-                .where(runs.c.run_id == finished.run_id)
+                .where(runs.c.run_id == finished.run_id, runs.c.state == "running")
                 .values(
                     state=finished.state,
                     finished_at=finished.finished_at,
@@ -134,31 +131,27 @@ class Runs:
 
         `at_once` asks for the start-up cycle: due unless another process, started together with this one, had a tick just now.
         """
-        now = self._now()
-        if at_once:
-            due = or_(
-                sources.c.last_tick_at.is_(None),
-                sources.c.last_tick_at <= now - min(interval_s / 2, _START_UP_APART_S),
-                sources.c.last_tick_at > now,
-            )
-        else:
-            # A next tick further away than one interval comes from a clock that was wrong, or from a longer interval: it is due.
-            due = or_(sources.c.next_tick_at <= now, sources.c.next_tick_at > now + interval_s * 1.5)
-        first = (
-            update(sources).where(sources.c.source_id == source_id, sources.c.next_tick_at.is_(None)).values(next_tick_at=now + interval_s)
-        )
-        claim = (
-            update(sources)
-            .where(sources.c.source_id == source_id, sources.c.paused.is_(False), due)
-            .values(next_tick_at=now + interval_s, last_tick_at=now)
-        )
-        with self._store.reading() as connection:  # most of the time nothing is due, and looking does not lock
-            pending = connection.execute(select(sources.c.next_tick_at).where(sources.c.source_id == source_id)).scalar_one()
-        if not at_once and pending is not None and now < pending <= now + interval_s * 1.5:
-            return False
+        if not at_once:  # most of the time nothing is due, and looking does not lock
+            known = self.schedule(source_id)
+            now = self._now()
+            if known.next_tick_at is not None and (known.paused or now < known.next_tick_at <= now + interval_s * 1.5):
+                return False
+        mine = sources.c.source_id == source_id
         with self._store.writing() as connection:
+            # Under the row's lock, and the time is read after it is had: it is later than that of whoever had the lock before.
+            connection.execute(select(sources.c.source_id).where(mine).with_for_update())
+            now = self._now()
+            if at_once:
+                apart = min(interval_s / 2, _START_UP_APART_S)
+                due = or_(
+                    sources.c.last_tick_at.is_(None), sources.c.last_tick_at <= now - apart, sources.c.last_tick_at > now + interval_s
+                )
+            else:
+                # A next tick further away than one interval comes from a clock that was wrong, or from a longer interval: it is due.
+                due = or_(sources.c.next_tick_at <= now, sources.c.next_tick_at > now + interval_s * 1.5)
+            claim = update(sources).where(mine, sources.c.paused.is_(False), due).values(next_tick_at=now + interval_s, last_tick_at=now)
             claimed = connection.execute(claim).rowcount == 1
-            connection.execute(first)
+            connection.execute(update(sources).where(mine, sources.c.next_tick_at.is_(None)).values(next_tick_at=now + interval_s))
         return claimed
 
 

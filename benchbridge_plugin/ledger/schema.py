@@ -139,7 +139,7 @@ leases = Table(
 
 
 def _create(connection: Connection) -> None:
-    metadata.create_all(connection)
+    metadata.create_all(connection, checkfirst=False)  # a table of that name in an unversioned database is not ours
     states = " ".join(f"WHEN {int(state)} THEN '{name}'" for state, name in STATE_NAMES.items())
     connection.execute(
         text(

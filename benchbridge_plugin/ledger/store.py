@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from benchbridge_plugin.ledger import schema
 
 _logger = logging.getLogger(__name__)
 _BUSY_TIMEOUT_S = 30
+#: Pools that a forked child has from its parent. They are kept, since forgetting a connection would close it under the parent.
+_inherited: list[object] = []
 
 
 class Store:
@@ -79,6 +82,7 @@ class Store:
         if self._ready_in == os.getpid():
             return
         if self._ready_in is not None:  # forked: the parent's connections are not ours to use or to close
+            _inherited.append(self._engine.pool)
             self._engine.dispose(close=False)
         if self.path is not None and not self.path.parent.is_dir():
             raise LedgerError(
@@ -96,30 +100,38 @@ class Store:
                     version=version,
                 )
             if version < schema.VERSION:
-                self._upgrade(version)
+                self._upgrade()
         self._ready_in = os.getpid()
 
     def dispose(self) -> None:
         self._engine.dispose()
 
-    def _upgrade(self, version: int) -> None:
-        if version > 0 and self.path is not None:
-            self._back_up(self.path, version)
+    def _upgrade(self) -> None:
         with self._engine.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(7264312)"))
             version = self._version(connection)  # another process may have been here first
+            if version >= schema.VERSION:
+                return
+            if version > 0 and self.path is not None:
+                self._back_up(self.path, version)  # under the write lock: what is copied is what is upgraded
             for step in schema.UPGRADES[version:]:
                 step(connection)
-            if version < schema.VERSION:
-                connection.execute(schema.ledger_meta.delete().where(schema.ledger_meta.c.name == "version"))
-                connection.execute(schema.ledger_meta.insert().values(name="version", value=str(schema.VERSION)))
-                _logger.info("ledger %s is now version %d", self.place, schema.VERSION)
+            connection.execute(schema.ledger_meta.delete().where(schema.ledger_meta.c.name == "version"))
+            connection.execute(schema.ledger_meta.insert().values(name="version", value=str(schema.VERSION)))
+        _logger.info("ledger %s is now version %d", self.place, schema.VERSION)
 
     def _back_up(self, path: Path, version: int) -> None:
         target = path.with_name(f"{path.name}.v{version}.backup")
-        with sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S) as old, sqlite3.connect(target) as copy:
-            old.backup(copy)
+        try:
+            with closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S)) as old, closing(sqlite3.connect(target)) as copy:
+                old.backup(copy)
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"The ledger {self.place} cannot be backed up to {target} before its upgrade: {error}.",
+                guidance="Make room and the directory writable. Nothing was changed.",
+                place=self.place,
+            ) from error
         _logger.info("ledger backed up to %s before its upgrade", target)
 
     @staticmethod
@@ -137,7 +149,8 @@ class Store:
             raise self._explain(error) from error
 
     def _explain(self, error: SQLAlchemyError) -> LedgerError:
-        cause = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
+        said = str(error.orig if isinstance(error, DBAPIError) else error).strip() or type(error).__name__
+        cause = said.splitlines()[0].rstrip(".")
         lower = cause.lower()
         if "not a database" in lower or "malformed" in lower:
             todo = "Restore it from a backup. If there is none, move it away; docs/operations.md says what to check before the next sync."
@@ -167,9 +180,24 @@ def insert_many(connection: Connection, sql: str, rows: Sequence[tuple[Any, ...]
 def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
     dbapi_connection.isolation_level = None  # the driver must not begin transactions of its own
     cursor = dbapi_connection.cursor()
-    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        cursor.execute(f"PRAGMA {pragma}")
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
+    _use_wal(cursor)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Turn to WAL mode, once in the life of the file. SQLite does not wait for others here, whatever busy_timeout says."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

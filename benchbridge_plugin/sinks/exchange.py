@@ -8,16 +8,23 @@ drips bytes cannot hold us.
 from __future__ import annotations
 
 import json
+import math
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPResponse
+from io import BufferedReader, RawIOBase
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import BaseAdapter
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, SSLError
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 
 _LARGEST_ANSWER = 256 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
@@ -37,9 +44,10 @@ class Reply:
         """What the server says, as one line: the `detail` of FastAPI and of problem documents, with the field it is about."""
         detail = self.data.get("detail", self.data.get("error")) if isinstance(self.data, Mapping) else None
         if isinstance(detail, list):
-            parts = [item for item in detail if isinstance(item, Mapping)]
+            parts = [(item.get("loc"), item.get("msg", "invalid")) for item in detail if isinstance(item, Mapping)]
             said = "; ".join(
-                f"{'.'.join(str(at) for at in part.get('loc', []) if at != 'body')}: {part.get('msg', 'invalid')}" for part in parts
+                f"{'.'.join(str(at) for at in (place if isinstance(place, list) else [place]) if at != 'body')}: {message}"
+                for place, message in parts
             )
         else:
             said = str(detail) if detail else ""
@@ -58,6 +66,66 @@ class NoAnswer:
     """The request left and no whole answer came back: the server may or may not have acted on it."""
 
     why: str
+
+
+class _Deadline(RawIOBase):
+    """The bytes of one answer. They must all come within the socket's timeout, which otherwise counts anew for each piece."""
+
+    def __init__(self, raw: RawIOBase, connection: socket.socket) -> None:
+        self._raw = raw
+        self._connection = connection
+        self._timeout_s = connection.gettimeout()
+        self._ends = time.monotonic() + (self._timeout_s or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._timeout_s is None:
+            return self._raw.readinto(buffer)
+        left_s = self._ends - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self._connection.settimeout(left_s)
+        try:
+            return self._raw.readinto(buffer)
+        finally:
+            self._connection.settimeout(self._timeout_s)  # the next request on this connection has a time limit of its own
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        self.fp = BufferedReader(_Deadline(self.fp.detach(), sock))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _BoundedAdapter(HTTPAdapter):
+    """Connections whose read timeout holds for the status, the headers and the body together."""
+
+    def init_poolmanager(self, *args: Any, **more: Any) -> None:
+        super().init_poolmanager(*args, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
 
 class Exchange:
@@ -85,7 +153,7 @@ class Exchange:
         self, method: str, path: str, *, json_body: object = None, headers: Mapping[str, str] | None = None
     ) -> Reply | NotSent | NoAnswer:
         """`path` is everything after the base URL."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + _CONNECT_TIMEOUT_S + self._timeout_s
         try:
             body = None if json_body is None else json.dumps(json_body, allow_nan=False).encode()
             with self._session().request(
@@ -99,19 +167,21 @@ class Exchange:
                 verify=self._verify,
             ) as response:
                 content = self._read(response, deadline)
-        except requests.exceptions.SSLError as error:
-            return NotSent(f"TLS: {_cause(error)}")
+        except (requests.exceptions.InvalidHeader, UnicodeError):  # their texts show the header
+            return NotSent("the API key has characters that a header cannot carry")
         except requests.ConnectTimeout:
             return NotSent("no connection within the time limit")
         except requests.ReadTimeout:
             return NoAnswer(f"no answer within {self._timeout_s:g} s")
         except (requests.RequestException, HTTPError, OSError) as error:
             return NotSent(_cause(error)) if _never_left(error) else NoAnswer(_cause(error))
+        except ValueError as error:  # a URL or a body that cannot be put into a request
+            return NotSent(_cause(error))
         if content is None:
             return NoAnswer(f"no whole answer within {self._timeout_s:g} s and {_LARGEST_ANSWER} bytes")
         try:
             data = json.loads(content) if content else None
-        except ValueError:
+        except (ValueError, RecursionError):
             data = None
         return Reply(
             response.status_code, data, _retry_after(response.headers.get("Retry-After")), _place(response.headers.get("Location"))
@@ -128,8 +198,7 @@ class Exchange:
         session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
             session = requests.Session()
-            if self._adapter is not None:
-                session.mount(self.base_url, self._adapter)
+            session.mount(self.base_url, self._adapter or _BoundedAdapter())
             if self._api_key:
                 session.headers["X-API-Key"] = self._api_key
             session.headers["User-Agent"] = "benchbridge"
@@ -150,15 +219,29 @@ class Exchange:
 
 
 def _never_left(error: BaseException | None) -> bool:
-    """Whether the failure came before a connection stood. Looks through the layers of requests and urllib3."""
+    """Whether the failure came before a connection stood. Looks through the layers of requests and urllib3.
+
+    Of what TLS can fail with only a certificate that is not trusted is certain to have come before the request.
+    """
     seen = 0
     while error is not None and seen < 8:
-        if isinstance(error, (NewConnectionError, ConnectTimeoutError, NameResolutionError, SSLError, requests.exceptions.InvalidURL)):
+        if isinstance(error, _BEFORE_SENDING):
             return True
-        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__ or (error.args[0] if error.args else None)
+        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         error = inner if isinstance(inner, BaseException) else None
         seen += 1
     return False
+
+
+_BEFORE_SENDING = (
+    NewConnectionError,
+    ConnectTimeoutError,
+    NameResolutionError,
+    ssl.SSLCertVerificationError,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
 
 
 def _cause(error: BaseException) -> str:
@@ -179,9 +262,10 @@ def _cause(error: BaseException) -> str:
 def _retry_after(header: str | None) -> float | None:
     """Seconds to wait. The date form of the header is read as 'unknown': it needs two clocks that agree."""
     try:
-        return min(max(float(header), 0.0), 86_400.0) if header else None
+        wait_s = float(header or "nan")
     except ValueError:
         return None
+    return None if math.isnan(wait_s) else min(max(wait_s, 0.0), 86_400.0)
 
 
 def _place(location: str | None) -> str | None:

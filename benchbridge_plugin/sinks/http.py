@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 import pyarrow as pa
 
-from benchbridge_plugin.errors import SinkDenied, SinkError, SinkUnreachable
+from benchbridge_plugin.errors import SinkError, SinkUnreachable
 from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Fate, Outcome, Receipt, Settlement, SinkProfile
 from benchbridge_plugin.sinks.base import KEYED_PREFIX
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
 from benchbridge_plugin.sinks.openapi import enums_of
+from benchbridge_plugin.sinks.verdicts import judge, never_taken, uncertain, unusable
 
 _logger = logging.getLogger(__name__)
 
@@ -51,10 +54,16 @@ class HttpSink:
         self._sleep = sleep
         self._clock = clock
         self._capabilities: frozenset[str] = frozenset()
+        self._open_tasks: dict[str, str] = {}  # key -> task that had not ended when we stopped asking
 
     @property
     def name(self) -> str:
         return self._exchange.base_url
+
+    @property
+    def _harmless_again(self) -> bool:
+        """Whether sending a row a second time cannot double it."""
+        return "idempotency" in self._capabilities
 
     @property
     def batch_rows(self) -> int:
@@ -64,8 +73,9 @@ class HttpSink:
 
     def profile(self) -> SinkProfile:
         listed = self._exchange.call("GET", f"{_API}/measurements?limit=1")
-        if not isinstance(listed, Reply) or listed.status in (401, 403, 404, 405) or 300 <= listed.status < 400:
-            raise self._unusable(listed)
+        # A 500 may come from one NaN that somebody posted, and then everything but the listing works.
+        if not isinstance(listed, Reply) or listed.status not in (200, 500) or (listed.status == 200 and _rows_of(listed) is None):
+            raise unusable(self.name, listed)
         health = self._exchange.call("GET", f"{_API}/health")
         said = health.data if isinstance(health, Reply) and health.status == 200 and isinstance(health.data, Mapping) else {}
         capabilities = said.get("capabilities")
@@ -116,11 +126,13 @@ class HttpSink:
                     elif status == "rejected":
                         exceptions[row] = Outcome(Fate.REJECTED, "refused_by_api", _text(result.get("error")) or "refused without a reason")
                     else:
-                        exceptions[row] = self._uncertain("answer_unclear", f"The answer to the row is unclear (status {status!r}).")
+                        exceptions[row] = uncertain(
+                            self._harmless_again, "answer_unclear", f"The answer to the row is unclear (status {status!r})."
+                        )
                 continue
-            if isinstance(answer, NotSent) or (isinstance(answer, Reply) and answer.status in (401, 403, 404, 405)):
-                return Receipt(ids, {**exceptions, **_not_sent(rest)}, stop=self._unusable(answer))
-            outcome = self._judge(answer)
+            if never_taken(answer):
+                return Receipt(ids, {**exceptions, **_not_sent(rest)}, stop=unusable(self.name, answer))
+            outcome = judge(answer, self._harmless_again)
             if outcome.fate is Fate.REJECTED:  # of the whole: one bad row among them must not take the others with it
                 singly = self._send_singly(part, stopping)
                 ids[start : start + len(part)] = singly.measurement_ids
@@ -129,7 +141,7 @@ class HttpSink:
                     continue
                 return Receipt(ids, {**exceptions, **_not_sent(range(start + len(part), len(payloads)))}, stop=singly.stop)
             exceptions.update(dict.fromkeys(range(start, start + len(part)), outcome))  # a server in trouble gets no further thousand rows
-            return Receipt(ids, {**exceptions, **_not_sent(range(start + len(part), len(payloads)))}, stop=self._unusable(answer))
+            return Receipt(ids, {**exceptions, **_not_sent(range(start + len(part), len(payloads)))}, stop=unusable(self.name, answer))
         return Receipt(ids, exceptions)
 
     def _send_singly(self, payloads: Sequence[Mapping[str, Any]], stopping: Callable[[], bool]) -> Receipt:
@@ -143,32 +155,34 @@ class HttpSink:
                 break
             key = str(payload["idempotency_key"])
             body = {name: value for name, value in payload.items() if name != "idempotency_key"}
-            headers = {"Idempotency-Key": key} if "idempotency" in self._capabilities else {}
-            answer = self._exchange.call("POST", f"{_API}/record-measurement", json_body=body, headers=headers)
+            # Always with its key: a server that understands keys may just not have said so when it was asked.
+            answer = self._exchange.call("POST", f"{_API}/record-measurement", json_body=body, headers={"Idempotency-Key": key})
             task = answer.data.get("task_id") if isinstance(answer, Reply) and isinstance(answer.data, Mapping) else None
             if isinstance(answer, Reply) and answer.status in (200, 201, 202) and isinstance(task, str) and task:
                 tasks[row] = task
                 trouble = 0
                 continue
-            if isinstance(answer, NotSent) or (
-                isinstance(answer, Reply) and (answer.status in (401, 403, 404, 405) or 300 <= answer.status < 400)
-            ):
-                stop = self._unusable(answer)
+            if never_taken(answer):
+                stop = unusable(self.name, answer)
                 exceptions.update(_not_sent(range(row, len(payloads))))
                 break
-            exceptions[row] = self._judge(answer)
+            exceptions[row] = judge(answer, self._harmless_again)
             trouble = 0 if exceptions[row].fate is Fate.REJECTED else trouble + 1
             if trouble >= _TROUBLE_LIMIT:
-                stop = self._unusable(answer)
+                stop = unusable(self.name, answer)
                 exceptions.update(_not_sent(range(row + 1, len(payloads))))
                 break
-        ids, unacknowledged = self._acknowledge(payloads, tasks)
+        ids, unacknowledged = self._acknowledge(payloads, tasks, stopping)
         return Receipt([ids.get(row) for row in range(len(payloads))], {**exceptions, **unacknowledged}, stop=stop)
 
     def _acknowledge(
-        self, payloads: Sequence[Mapping[str, Any]], tasks: Mapping[int, str]
+        self, payloads: Sequence[Mapping[str, Any]], tasks: Mapping[int, str], stopping: Callable[[], bool]
     ) -> tuple[dict[int, str | None], dict[int, Outcome]]:
-        """Find out what became of the tasks: by one listing where rows carry their key, and one by one where it does not show them."""
+        """Find out what became of the tasks: by one listing where rows carry their key, and one by one where it does not show them.
+
+        Gives up on what is left, which is in doubt then, when no task ended for `acknowledge_timeout_s`, when the server stops answering, or when
+        `stopping` says so (which also keeps the lease alive: as long as it is ours, nobody else takes our rows for lost).
+        """
         ids: dict[int, str | None] = {}
         if self._keyed and len(tasks) > 1:
             shown = self._shown(limit=len(tasks) + 50)
@@ -177,61 +191,95 @@ class HttpSink:
                 if found:
                     ids[row] = found[0]
         outcomes: dict[int, Outcome] = {}
-        open_rows = [row for row in tasks if row not in ids]
+        waiting = deque(row for row in tasks if row not in ids)
+        asked: set[int] = set()
         deadline = self._clock() + self._acknowledge_timeout_s
         pause = 0.01
-        while open_rows:
-            pending: list[int] = []
-            for row in open_rows:
-                answer = self._exchange.call("GET", f"{_API}/task/{tasks[row]}")
-                status = (
-                    answer.data.get("status")
-                    if isinstance(answer, Reply) and answer.status == 200 and isinstance(answer.data, Mapping)
-                    else None
-                )
-                if status == "completed":
-                    result = answer.data.get("result") if isinstance(answer, Reply) else None
-                    ids[row] = _text(result.get("measurement_id")) if isinstance(result, Mapping) else None
-                elif status == "failed":
-                    said = _text(answer.data.get("message")) if isinstance(answer, Reply) else None
-                    outcomes[row] = Outcome(
-                        Fate.FAILED, "task_failed", f"The predictive API failed to record it: {said or 'no message'}"[:500]
-                    )
-                elif status in ("pending", "running"):
-                    pending.append(row)
-                elif isinstance(answer, Reply) and answer.status == 404:
-                    outcomes[row] = self._uncertain("task_forgotten", "The predictive API no longer knows the task of this result.")
-                else:
-                    why = answer.sentence if isinstance(answer, Reply) else answer.why
-                    outcomes[row] = self._uncertain("task_unknown", f"The task could not be asked for: {why}")
-            if pending and self._clock() >= deadline:
-                late = self._uncertain("task_pending", f"The task was still pending after {self._acknowledge_timeout_s:g} s.", resend=False)
-                outcomes.update(dict.fromkeys(pending, late))
+        trouble = 0
+        why = f"The task was still pending after {self._acknowledge_timeout_s:g} s."
+        while waiting:
+            if stopping():
+                why = "The sync stopped before its task had ended."
                 break
-            if pending:
-                self._sleep(pause)
-                pause = min(pause * 2, 1.0)
-            open_rows = pending
+            if trouble >= _TROUBLE_LIMIT:
+                why = "The predictive API stopped answering before its task had ended."
+                break
+            row = waiting.popleft()
+            answer = self._exchange.call("GET", f"{_API}/task/{tasks[row]}")
+            end = self._end_of_task(answer)
+            trouble = 0 if isinstance(answer, Reply) and answer.status < 500 else trouble + 1
+            if end is None:
+                waiting.append(row)
+                if self._clock() >= deadline:
+                    break
+                if row in asked:  # a whole round without an end: give the server time
+                    self._sleep(pause)
+                    pause = min(pause * 2, 1.0)
+                    asked.clear()
+                asked.add(row)
+                continue
+            if isinstance(end, Outcome):
+                outcomes[row] = end
+            else:
+                ids[row] = self._id_of(end)
+            deadline = self._clock() + self._acknowledge_timeout_s
+        late = Outcome(Fate.IN_DOUBT, "task_pending", why)
+        for row in waiting:
+            outcomes[row] = late
+            self._open_tasks[str(payloads[row]["idempotency_key"])] = tasks[row]
         return ids, outcomes
+
+    def _end_of_task(self, answer: Reply | NoAnswer | NotSent) -> Mapping[str, Any] | Outcome | None:
+        """The stored measurement (as far as the answer shows it), or why there is none; None for a task that has not ended."""
+        data = answer.data if isinstance(answer, Reply) and isinstance(answer.data, Mapping) else {}
+        status = data.get("status") if isinstance(answer, Reply) and answer.status == 200 else None
+        if status in ("pending", "running"):
+            return None
+        if status == "completed":
+            result = data.get("result")
+            if not isinstance(result, Mapping):
+                return {}
+            measurement = result.get("measurement")
+            return {**(measurement if isinstance(measurement, Mapping) else {}), "measurement_id": result.get("measurement_id")}
+        if status == "failed":
+            said = _text(data.get("message")) or "no message"
+            return Outcome(Fate.FAILED, "task_failed", f"The predictive API failed to record it: {said}"[:500])
+        if isinstance(answer, Reply) and answer.status == 404:
+            return uncertain(self._harmless_again, "task_forgotten", "The predictive API no longer knows the task of this result.")
+        why = answer.sentence if isinstance(answer, Reply) else answer.why
+        return uncertain(self._harmless_again, "task_unknown", f"The task could not be asked for: {why}"[:500])
 
     # -- settling and listing -----------------------------------------------------------------------------------------------------------
 
     def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
         if "lookup" in self._capabilities:
-            return self._settle_by_lookup(doubts)
+            return [self._unless_open(doubt, said) for doubt, said in zip(doubts, self._settle_by_lookup(doubts), strict=True)]
         if not self._keyed:
             # Without a key in the listing, only idempotency makes a second try harmless.
-            answer = Answer.ABSENT if "idempotency" in self._capabilities else Answer.UNKNOWN
-            return [Settlement(answer)] * len(doubts)
-        found: dict[str, Settlement] = {}
+            answer = Answer.ABSENT if self._harmless_again else Answer.UNKNOWN
+            return [self._unless_open(doubt, Settlement(answer)) for doubt in doubts]
+        found: dict[UUID, Settlement] = {}
         for model in sorted({doubt.model_name for doubt in doubts}):
             mine = [doubt for doubt in doubts if doubt.model_name == model]
             shown, complete = self._window(mine, model)
             for doubt in mine:
                 ids = shown.get(str(doubt.key))
                 missing = Settlement(Answer.ABSENT if complete else Answer.UNKNOWN)
-                found[str(doubt.key)] = Settlement(Answer.STORED, ids[0]) if ids else missing
-        return [found[str(doubt.key)] for doubt in doubts]
+                found[doubt.key] = self._unless_open(doubt, Settlement(Answer.STORED, ids[0]) if ids else missing)
+        return [found[doubt.key] for doubt in doubts]
+
+    def _unless_open(self, doubt: Doubt, settlement: Settlement) -> Settlement:
+        """The settlement, unless the row is absent only because its task is still on its way to store it."""
+        task = self._open_tasks.get(str(doubt.key))
+        if settlement.answer is Answer.ABSENT and task is not None:
+            end = self._end_of_task(self._exchange.call("GET", f"{_API}/task/{task}"))
+            if end is None or (isinstance(end, Outcome) and end.code == "task_unknown"):
+                return Settlement(Answer.UNKNOWN)
+            if not isinstance(end, Outcome):
+                settlement = Settlement(Answer.STORED, self._id_of(end))
+        if settlement.answer is not Answer.UNKNOWN:
+            self._open_tasks.pop(str(doubt.key), None)
+        return settlement
 
     def _settle_by_lookup(self, doubts: Sequence[Doubt]) -> list[Settlement]:
         settlements: list[Settlement] = []
@@ -244,22 +292,44 @@ class HttpSink:
                 else None
             )
             if not isinstance(found, Mapping):
-                raise self._unusable(answer)
+                raise unusable(self.name, answer)
             settlements += [Settlement(Answer.STORED, _text(found[key])) if key in found else Settlement(Answer.ABSENT) for key in keys]
         return settlements
 
     def _window(self, doubts: Sequence[Doubt], model: str) -> tuple[dict[str, list[str]], bool]:
-        """The model's measurements by key, in a window that grows until it shows all doubts or everything there is."""
+        """The model's measurements by key, in a window that grows until it shows all doubts or everything there is, and whether that is everything.
+
+        Somebody's NaN breaks every window that it is in. The window then shrinks until it ends before it, and shows what is newer.
+        """
         limit = _FIRST_WINDOW
-        while True:
-            rows = self._list(limit, model_name=model)
-            shown = _by_key(rows)
-            complete = len(rows) < limit
-            if complete or all(str(doubt.key) in shown for doubt in doubts) or limit >= _LARGEST_WINDOW:
+        shown: dict[str, list[str]] = {}
+        broken = False
+        while limit:
+            answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({'model_name': model, 'limit': limit})}")
+            rows = _rows_of(answer)
+            if rows is None:
+                if not isinstance(answer, Reply) or answer.status in (401, 403):
+                    raise unusable(self.name, answer)
+                if shown or answer.status != 500:
+                    return shown, False
+                if not broken:
+                    _logger.warning("the listing of %s for %s does not work: %s", self.name, model, answer.sentence)
+                limit //= 2
+                broken = True
+                continue
+            shown = self._by_key(rows)
+            complete = len(rows) < limit and not broken
+            if complete or broken or all(str(doubt.key) in shown for doubt in doubts) or limit >= _LARGEST_WINDOW:
                 return shown, complete
             limit = min(limit * 4, _LARGEST_WINDOW)
+        return shown, False
 
     def listing(self) -> Iterator[tuple[str, str]]:
+        if not self._keyed:
+            raise SinkError(
+                f"The measurements at {self.name} do not carry their keys (measurement_source is plain).",
+                guidance="Only a server with the lookup capability can be verified then.",
+            )
         limit = _FIRST_WINDOW
         while True:
             rows = self._list(limit)
@@ -271,7 +341,7 @@ class HttpSink:
                     guidance="Verify against a server with the lookup capability, or model by model.",
                 )
             limit = min(limit * 4, _LARGEST_WINDOW)
-        for key, ids in _by_key(rows).items():
+        for key, ids in self._by_key(rows).items():
             for measurement_id in ids:
                 yield key, measurement_id
 
@@ -280,84 +350,40 @@ class HttpSink:
 
     def _list(self, limit: int, **filters: str) -> list[Mapping[str, Any]]:
         answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({**filters, 'limit': limit})}")
-        rows = (
-            answer.data.get("measurements")
-            if isinstance(answer, Reply) and answer.status == 200 and isinstance(answer.data, Mapping)
-            else None
-        )
-        if not isinstance(rows, list):
-            raise self._unusable(answer)
-        return [row for row in rows if isinstance(row, Mapping)]
+        rows = _rows_of(answer)
+        if rows is None:
+            raise unusable(self.name, answer)
+        return rows
 
     def _shown(self, limit: int) -> dict[str, list[str]]:
         """The newest measurements by key; nothing when the listing does not work, since every task can still be asked for by itself."""
         try:
-            return _by_key(self._list(limit))
+            return self._by_key(self._list(limit))
         except SinkError as error:
             _logger.warning("the listing of %s does not work, tasks are asked one by one: %s", self.name, error.message)
             return {}
 
-    # -- judging ------------------------------------------------------------------------------------------------------------------------
+    def _by_key(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """key -> the ids of the measurements that carry it."""
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            said = row.get("measurement_source")
+            if isinstance(said, str) and said.startswith(KEYED_PREFIX):
+                found.setdefault(said.removeprefix(KEYED_PREFIX), []).append(self._id_of(row) or "")
+        return found
 
-    def _judge(self, answer: Reply | NoAnswer | NotSent) -> Outcome:
-        """What an answer that is neither a success nor a reason to stop means for the row it is about."""
-        if isinstance(answer, NotSent):
-            return Outcome(Fate.NOT_SENT, "not_sent", answer.why)
-        if isinstance(answer, NoAnswer):
-            return self._uncertain("no_answer", f"The predictive API gave no whole answer: {answer.why}.")
-        if answer.status in (408, 425, 429):
-            said = f"The predictive API asks to try later (HTTP {answer.status})."
-            return Outcome(Fate.FAILED, "try_later", said, answer.retry_after_s)
-        if 400 <= answer.status < 500:
-            return Outcome(Fate.REJECTED, "refused_by_api", f"The predictive API refuses it: {answer.sentence}"[:500])
-        what = f"HTTP {answer.status}" if answer.status >= 500 else f"HTTP {answer.status} without a task id"
-        return self._uncertain("api_failed", f"The predictive API failed: {what}.", answer.retry_after_s)
-
-    def _uncertain(self, code: str, reason: str, retry_after_s: float | None = None, *, resend: bool = True) -> Outcome:
-        """The row may have been stored: to be asked for, unless its key makes sending it again harmless."""
-        safe = resend and "idempotency" in self._capabilities
-        return Outcome(Fate.FAILED if safe else Fate.IN_DOUBT, code, reason, retry_after_s)
-
-    def _unusable(self, answer: Reply | NoAnswer | NotSent) -> SinkError:
-        if isinstance(answer, (NotSent, NoAnswer)):
-            return SinkUnreachable(
-                f"The predictive API at {self.name} does not answer: {answer.why}.",
-                guidance="Check predictive_api_url (--api-url) and that the server runs. Nothing is lost: waiting results are sent later.",
-                url=self.name,
-            )
-        if answer.status in (401, 403):
-            return SinkDenied(
-                f"The predictive API at {self.name} refuses the API key (HTTP {answer.status}).",
-                guidance="Set api_key (--api-key, BENCHBRIDGE_API_KEY) to a key that it takes. No result was touched.",
-                url=self.name,
-            )
-        if 300 <= answer.status < 400:
-            return SinkUnreachable(
-                f"The predictive API at {self.name} redirects to {answer.location}; redirects are not followed.",
-                guidance="Set predictive_api_url to the address it redirects to.",
-                url=self.name,
-            )
-        if answer.status in (404, 405):
-            return SinkUnreachable(
-                f"{self.name} answers, but has no predictive API under {_API} (HTTP {answer.status}).",
-                guidance="Check predictive_api_url (--api-url).",
-                url=self.name,
-            )
-        return SinkUnreachable(
-            f"The predictive API at {self.name} is in trouble: {answer.sentence} (HTTP {answer.status}).",
-            guidance="Nothing is lost: what was not acknowledged is asked for or sent again later.",
-            url=self.name,
-        )
+    def _id_of(self, row: Mapping[str, Any]) -> str | None:
+        """What names a measurement for good. In the base contract that is `id`: measurement_id may repeat."""
+        names = ("measurement_id", "id") if self._harmless_again else ("id", "measurement_id")
+        return next((_text(row[name]) for name in names if row.get(name) is not None), None)
 
 
-def _by_key(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """key -> the unique ids of the measurements that carry it. `id` is unique where measurement_id may repeat."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        said = row.get("measurement_source")
-        if isinstance(said, str) and said.startswith(KEYED_PREFIX):
-            found.setdefault(said.removeprefix(KEYED_PREFIX), []).append(str(row.get("id", row.get("measurement_id"))))
-    return found
+def _rows_of(answer: Reply | NoAnswer | NotSent) -> list[Mapping[str, Any]] | None:
+    """The measurements in the answer to a listing, or None if it is no such answer."""
+    rows = (
+        answer.data.get("measurements") if isinstance(answer, Reply) and answer.status == 200 and isinstance(answer.data, Mapping) else None
+    )
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else None
 
 
 def _not_sent(rows: range) -> dict[int, Outcome]:

@@ -76,6 +76,8 @@ class ServiceSink:
         )
 
     def send(self, batch: pa.Table, *, stopping: Callable[[], bool]) -> Receipt:
+        if stopping():
+            return Receipt([None] * len(batch), dict.fromkeys(range(len(batch)), Outcome(Fate.NOT_SENT, "not_sent", "It was not sent.")))
         measurements = batch.select(list(MEASUREMENT_FIELDS))
         try:
             statuses, ids, errors = self._record(measurements)
@@ -100,7 +102,7 @@ class ServiceSink:
 
     def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
         try:
-            found = self._service.lookup([str(doubt.key) for doubt in doubts])
+            found = dict(self._service.lookup([str(doubt.key) for doubt in doubts]))
         except Exception as error:  # the host's code: anything can come out of it
             _logger.exception("the predictive_performance service cannot look keys up")
             raise SinkUnreachable(
@@ -112,15 +114,20 @@ class ServiceSink:
 
     def listing(self) -> Iterator[tuple[str, str]]:
         lister: Callable[..., Sequence[Mapping[str, Any]]] | None = getattr(self._service, "list_measurements", None)
-        rows = lister(limit=_LISTED) if lister is not None else None
+        try:
+            rows = lister(limit=_LISTED) if lister is not None else None
+        except Exception:  # the host's code: anything can come out of it
+            _logger.exception("the predictive_performance service cannot list its measurements")
+            rows = None
         if rows is None or len(rows) >= _LISTED:
             raise SinkUnreachable(
                 "The predictive_performance service cannot list all its measurements.", guidance="Use the lookup of keys instead."
             )
         for row in rows:
             said = str(row.get("measurement_source") or "")
-            if said.startswith(KEYED_PREFIX):
-                yield said.removeprefix(KEYED_PREFIX), str(row.get("measurement_id"))
+            key = said.removeprefix(KEYED_PREFIX) if said.startswith(KEYED_PREFIX) else row.get("idempotency_key")
+            if key is not None:
+                yield str(key), str(row.get("measurement_id"))
 
     def close(self) -> None:
         """The service belongs to the host."""

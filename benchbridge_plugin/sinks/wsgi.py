@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from requests import ConnectionError as NoConnection
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
@@ -13,6 +15,8 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+_logger = logging.getLogger(__name__)
 
 #: Never resolved: requests to it go to the application.
 IN_PROCESS_URL = "http://in-process.invalid"
@@ -44,10 +48,16 @@ class WSGIAdapter(BaseAdapter):
             input_stream=BytesIO(body),
             content_length=len(body),
         )
+        failure = ""
         try:
             pieces, status, headers = run_wsgi_app(self._application, builder.get_environ(), buffered=True)
+        except Exception as error:  # the application's code: anything can come out of it
+            _logger.exception("the application raised on %s", request.path_url)
+            failure = f"the application raised {type(error).__name__}"
         finally:
             builder.close()
+        if failure:  # it may have acted on the request before it raised
+            raise NoConnection(failure, request=request)
         response = Response()
         response.status_code = int(status.split(" ", 1)[0])
         response.headers = CaseInsensitiveDict(headers.items())

@@ -1,0 +1,71 @@
+"""What an answer of the predictive API means for the row it is about, and for going on. Pure functions."""
+
+from __future__ import annotations
+
+from benchbridge_plugin.errors import SinkDenied, SinkError, SinkUnreachable
+from benchbridge_plugin.model import Fate, Outcome
+from benchbridge_plugin.sinks.exchange import NoAnswer, NotSent, Reply
+
+
+def judge(answer: Reply | NoAnswer | NotSent, harmless_again: bool) -> Outcome:
+    """What an answer that is neither a success nor a reason to stop means for its row. `harmless_again`: its key keeps it from being doubled."""
+    if isinstance(answer, NotSent):
+        return Outcome(Fate.NOT_SENT, "not_sent", answer.why)
+    if isinstance(answer, NoAnswer):
+        return uncertain(harmless_again, "no_answer", f"The predictive API gave no whole answer: {answer.why}.")
+    if answer.status in (408, 425, 429):
+        said = f"The predictive API asks to try later (HTTP {answer.status})."
+        return Outcome(Fate.FAILED, "try_later", said, answer.retry_after_s)
+    if 400 <= answer.status < 500:
+        return Outcome(Fate.REJECTED, "refused_by_api", f"The predictive API refuses it: {answer.sentence}"[:500])
+    what = f"HTTP {answer.status}" if answer.status >= 500 else f"HTTP {answer.status} without a task id"
+    return uncertain(harmless_again, "api_failed", f"The predictive API failed: {what}.", answer.retry_after_s)
+
+
+def uncertain(harmless_again: bool, code: str, reason: str, retry_after_s: float | None = None) -> Outcome:
+    """The row may have been stored: to be asked for, unless sending it again is harmless."""
+    return Outcome(Fate.FAILED if harmless_again else Fate.IN_DOUBT, code, reason, retry_after_s)
+
+
+def never_taken(answer: Reply | NoAnswer | NotSent) -> bool:
+    """Whether the request was certainly not acted on, and no other one would be."""
+    return isinstance(answer, NotSent) or (
+        isinstance(answer, Reply) and (answer.status in (401, 403, 404, 405) or 300 <= answer.status < 400)
+    )
+
+
+def unusable(name: str, answer: Reply | NoAnswer | NotSent) -> SinkError:
+    """Why the predictive API called `name` cannot be used at all, and what to do."""
+    if isinstance(answer, (NotSent, NoAnswer)):
+        return SinkUnreachable(
+            f"The predictive API at {name} does not answer: {answer.why}.",
+            guidance="Check predictive_api_url (--api-url) and that the server runs. Nothing is lost: waiting results are sent later.",
+            url=name,
+        )
+    if answer.status in (401, 403):
+        return SinkDenied(
+            f"The predictive API at {name} refuses the API key (HTTP {answer.status}).",
+            guidance="Set api_key (--api-key, BENCHBRIDGE_API_KEY) to a key that it takes. What was not sent waits.",
+            url=name,
+        )
+    if 300 <= answer.status < 400:
+        return SinkUnreachable(
+            f"The predictive API at {name} redirects to {answer.location}; redirects are not followed.",
+            guidance="Set predictive_api_url to the address it redirects to.",
+            url=name,
+        )
+    if answer.status == 200:
+        return SinkUnreachable(
+            f"{name} answers, but not as a predictive API does.",
+            guidance="Check predictive_api_url (--api-url): something else listens there.",
+            url=name,
+        )
+    if answer.status in (404, 405):
+        return SinkUnreachable(
+            f"{name} answers, but has no predictive API (HTTP {answer.status}).", guidance="Check predictive_api_url (--api-url).", url=name
+        )
+    return SinkUnreachable(
+        f"The predictive API at {name} is in trouble: {answer.sentence} (HTTP {answer.status}).",
+        guidance="Nothing is lost: what was not acknowledged is asked for or sent again later.",
+        url=name,
+    )

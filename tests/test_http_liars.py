@@ -1,0 +1,191 @@
+"""Servers that answer nonsense, and requests that cannot be made: nothing is taken for an acknowledgement, nothing raises what it should not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
+from benchbridge_plugin.model import Fate
+from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
+from tests.conftest import MakeSink, doubts_of, make_batch
+from tests.kit.base_contract import BaseContractServer, free_port
+
+
+def go_on() -> bool:
+    return False
+
+
+class Liar:
+    """A server on a socket that says it can do everything and answers whatever a test says: path -> (status, JSON value)."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {
+            "/api/predictive-performance/measurements": (200, {"count": 0, "measurements": []}),
+            "/api/predictive-performance/health": (200, {"capabilities": ["bulk", "lookup", "idempotency"]}),
+        }
+        self.requests: list[str] = []
+        liar = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                path = self.path.partition("?")[0]
+                liar.requests.append(path)
+                status, value = liar.answers.get(path, (404, {"detail": "Not Found"}))
+                body = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._listener = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+        self._listener.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._listener.server_port}"
+        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown()
+        self._thread.join()
+        self._listener.server_close()
+
+
+@pytest.fixture
+def liar() -> Iterator[Liar]:
+    made = Liar()
+    yield made
+    made.close()
+
+
+BULK = "/api/predictive-performance/record-measurements"
+CREATED = {"status": "created", "measurement_id": "m-1"}
+
+
+@pytest.mark.parametrize(
+    "results",
+    [[], [CREATED], [CREATED] * 3, None, "created", {"0": CREATED}, [None, None], [{"status": "perhaps"}] * 2, [[], 5]],
+    ids=repr,
+)
+def test_a_bulk_answer_that_does_not_fit_delivers_nothing(liar: Liar, http_sink: MakeSink, results: object) -> None:
+    """A count that is wrong cannot be put beside the rows, so none of them is acknowledged. Their keys make a second try harmless."""
+    liar.answers[BULK] = (200, {"results": results})
+    sink = http_sink(liar.url)
+    sink.profile()
+    receipt = sink.send(make_batch({}, {}), stopping=go_on)
+    assert [receipt.exceptions[row].fate for row in (0, 1)] == [Fate.FAILED] * 2
+
+
+def test_ids_of_any_type_are_kept_as_text(liar: Liar, http_sink: MakeSink) -> None:
+    """A number, nothing, a list, a text too long to be an id: the row is delivered, as the server says."""
+    ids: list[object] = [12, None, [1], "x" * 10_000]
+    liar.answers[BULK] = (200, {"results": [{"status": "created", "measurement_id": measurement_id} for measurement_id in ids]})
+    sink = http_sink(liar.url)
+    sink.profile()
+    receipt = sink.send(make_batch({}, {}, {}, {}), stopping=go_on)
+    assert receipt.exceptions == {}
+    assert list(receipt.measurement_ids) == ["12", None, "[1]", "x" * 500]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 307])
+def test_a_bulk_route_that_does_not_take_the_batch_leaves_it_unsent(liar: Liar, http_sink: MakeSink, status: int) -> None:
+    """Nothing was acted on, and nothing else would be."""
+    liar.answers[BULK] = (status, {"detail": "no"})
+    sink = http_sink(liar.url)
+    sink.profile()
+    receipt = sink.send(make_batch({}, {}), stopping=go_on)
+    assert [receipt.exceptions[row].fate for row in (0, 1)] == [Fate.NOT_SENT] * 2
+    assert isinstance(receipt.stop, SinkDenied if status in (401, 403) else SinkUnreachable)
+
+
+def test_a_bulk_refusal_of_the_whole_is_tried_row_by_row(liar: Liar, http_sink: MakeSink) -> None:
+    """A 422 for a thousand rows must not reject the 999 that are right."""
+    liar.answers[BULK] = (422, {"detail": "one of them is wrong"})
+    liar.answers["/api/predictive-performance/record-measurement"] = (200, {"task_id": "t"})
+    liar.answers["/api/predictive-performance/task/t"] = (200, {"status": "completed", "result": {"measurement_id": "m-1"}})
+    sink = http_sink(liar.url)
+    sink.profile()
+    receipt = sink.send(make_batch({}, {}), stopping=go_on)
+    assert receipt.exceptions == {}
+    assert list(receipt.measurement_ids) == ["m-1", "m-1"]
+
+
+@pytest.mark.parametrize("found", [None, [], 5, "x"])
+def test_a_lookup_that_answers_nonsense_settles_nothing(liar: Liar, http_sink: MakeSink, found: object) -> None:
+    """Nonsense is not "absent": that would send everything again."""
+    liar.answers["/api/predictive-performance/measurements/lookup"] = (200, {"found": found})
+    sink = http_sink(liar.url)
+    sink.profile()
+    with pytest.raises(SinkUnreachable):
+        sink.settle(doubts_of(make_batch({})))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], {}, {"measurements": None}, {"measurements": "many"}, b"<!doctype html>", b"", b"[" * 100_000, b"\xff\xfe"],
+    ids=lambda value: repr(value)[:20],
+)
+def test_something_else_that_answers_200_is_no_predictive_api(liar: Liar, http_sink: MakeSink, value: object) -> None:
+    """A web server that gives its start page for every path is found out before a row is touched."""
+    liar.answers["/api/predictive-performance/measurements"] = (200, value)
+    with pytest.raises(SinkUnreachable, match="not as a predictive API"):
+        http_sink(liar.url).profile()
+
+
+@pytest.mark.parametrize("health", [{"capabilities": "bulk"}, {"capabilities": None}, [], "ok", {"capabilities": [5, None]}])
+def test_capabilities_that_are_no_list_of_names_are_none(liar: Liar, http_sink: MakeSink, health: object) -> None:
+    """Nothing is used that was not offered plainly."""
+    liar.answers["/api/predictive-performance/health"] = (200, health)
+    assert not http_sink(liar.url).profile().capabilities & {"bulk", "lookup", "idempotency", "measured_at"}
+
+
+@pytest.mark.parametrize(
+    ("detail", "sentence"),
+    [
+        ([{"loc": ["body", "batch_size"], "msg": "Input should be a valid integer"}], "batch_size: Input should be a valid integer"),
+        ([{"loc": 7, "msg": "odd"}], "7: odd"),
+        ([{"msg": ["a"]}, 5, None], "['a']"),
+        ("plain words", "plain words"),
+        ({"a": 1}, "{'a': 1}"),
+        (None, "HTTP 422"),
+        ([], "HTTP 422"),
+    ],
+)
+def test_a_refusal_in_any_form_becomes_a_sentence(detail: object, sentence: str) -> None:
+    """FastAPI's list, a problem document's text, or something else: never an exception."""
+    assert sentence in Reply(422, {"detail": detail}, None, None).sentence
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://no-such-host.invalid", "http://[::1", "ftp://example.org", "http://a b/"])
+def test_a_request_that_cannot_be_made_was_not_sent(url: str) -> None:
+    """Refused, unknown, malformed, or no protocol of ours: an answer, not an exception."""
+    exchange = Exchange(url, api_key=None, timeout_s=1.0)
+    assert isinstance(exchange.call("GET", "/health"), NotSent)
+    exchange.close()
+
+
+def test_each_thread_has_a_session_of_its_own_and_close_reaches_all(server: BaseContractServer) -> None:
+    """Connections opened by other threads are let go of too."""
+    exchange = Exchange(server.url, api_key=None, timeout_s=1.0)
+    answers: list[object] = []
+    threads = [threading.Thread(target=lambda: answers.append(exchange.call("GET", "/health"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    exchange.close()
+    assert all(isinstance(answer, Reply) for answer in answers)
+    assert len(answers) == 4

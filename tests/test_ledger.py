@@ -1,0 +1,270 @@
+"""The ledger's steps, its fence, and what it adds up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from benchbridge_plugin.errors import LeaseBusy, LeaseLost, LedgerError
+from benchbridge_plugin.ledger import Holder
+from benchbridge_plugin.model import Fate, Outcome, Receipt, SyncRequest
+from tests.conftest import IN_DOUBT, LEASE_S, REFUSED, Book, Clock, make_batch
+
+# -- the steps --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_claimed_row_is_in_doubt_until_it_is_acknowledged(book: Book) -> None:
+    """Whatever happens between the two, nobody may take it for done or for not done."""
+    book.compared(3)
+    batch = make_batch({}, {}, {})
+    book.claim(batch)
+    assert book.states() == ["in_doubt"] * 3
+    assert (book.accounting.in_doubt, book.accounting.pending) == (3, 0)
+    book.acknowledge(batch)
+    assert [(row["state"], row["measurement_id"], row["attempts"]) for row in book.rows()] == [("delivered", f"m-{i}", 1) for i in range(3)]
+    assert book.accounting.balanced
+
+
+def test_a_refused_row_is_rejected_at_the_claim_without_an_attempt(book: Book) -> None:
+    """It was never handed to the sink, and its sentence is kept."""
+    book.compared(2)
+    book.claim(make_batch({}, REFUSED))
+    row = book.rows()[1]
+    assert (row["state"], row["attempts"], row["reason_code"], row["reason"]) == ("rejected", 0, REFUSED["reason_code"], REFUSED["reason"])
+    assert book.ledger.accounts.refusals(book.source_id)[0]["count"] == 1
+
+
+def test_each_fate_leads_to_its_state(book: Book, clock: Clock) -> None:
+    """Rejected for good, retried at its time, in doubt, or as if it had never been touched."""
+    book.compared(5)
+    batch = make_batch({}, {}, {}, {}, {})
+    book.claim(batch)
+    book.acknowledge(
+        batch,
+        {
+            1: Outcome(Fate.REJECTED, "refused_by_api", "no"),
+            2: Outcome(Fate.FAILED, "try_later", "later"),
+            3: IN_DOUBT,
+            4: Outcome(Fate.NOT_SENT, "not_sent", "not sent"),
+        },
+    )
+    rows = book.rows()
+    assert [row["state"] for row in rows] == ["delivered", "rejected", "retrying", "in_doubt", "pending"]
+    assert [row["attempts"] for row in rows] == [1, 1, 1, 1, 0]
+    assert [row["next_attempt_at"] for row in rows] == [None, None, clock() + 102, None, None]
+    assert [row["reason_code"] for row in rows] == [None, "refused_by_api", "try_later", "no_answer", None]
+    assert book.accounting.balanced
+
+
+def test_a_row_is_due_when_its_time_has_come(book: Book, clock: Clock) -> None:
+    """Before that the comparison leaves it alone."""
+    book.compared(1)
+    batch = make_batch({})
+    book.claim(batch)
+    book.acknowledge(batch, {0: Outcome(Fate.FAILED, "try_later", "later")})
+
+    def due() -> list[bool]:
+        return list(book.ledger.deliveries.known(book.source_id, ["1"]).column("due").to_pylist())
+
+    assert due() == [False]
+    assert not book.ledger.accounts.waiting(book.source_id, clock())
+    clock.advance(100)
+    assert due() == [True]
+    assert book.ledger.accounts.waiting(book.source_id, clock())
+    book.claim(batch, new=False)
+    book.acknowledge(batch)
+    assert [(row["state"], row["attempts"], row["next_attempt_at"], row["reason"]) for row in book.rows()] == [("delivered", 2, None, None)]
+
+
+def test_settling_ends_doubts_both_ways(book: Book, clock: Clock) -> None:
+    """What the sink has is delivered with its id; what it does not have is due now, or when the sink asked for it."""
+    book.compared(3)
+    batch = make_batch({}, {}, {})
+    book.claim(batch)
+    book.acknowledge(batch, {0: IN_DOUBT, 1: IN_DOUBT, 2: replace(IN_DOUBT, retry_after_s=500.0)})
+    first, second, third = book.ledger.deliveries.doubts(book.source_id)
+    book.ledger.deliveries.settle(book.holder, book.source_id, [(first, "m-9")], [second, third])
+    rows = book.rows()
+    assert [(row["state"], row["measurement_id"]) for row in rows] == [("delivered", "m-9"), ("retrying", None), ("retrying", None)]
+    assert [row["next_attempt_at"] for row in rows] == [None, clock(), clock() + 500]
+    assert book.ledger.deliveries.doubts(book.source_id) == []
+
+
+def test_doubts_come_in_pages(book: Book) -> None:
+    """However many there are, each is asked for once."""
+    book.compared(25)
+    book.claim(make_batch(*[{}] * 25))
+    after, seen = "", []
+    while page := book.ledger.deliveries.doubts(book.source_id, after=after, limit=10):
+        seen += [doubt.result_id for doubt in page]
+        after = page[-1].result_id
+    assert sorted(seen, key=int) == [str(number) for number in range(1, 26)]
+
+
+def test_a_changed_row_is_superseded_and_comes_back_as_it_was(book: Book) -> None:
+    """Each state returns with the content: what was delivered is delivered again without being sent."""
+    book.compared(5)
+    batch = make_batch({}, {}, {}, REFUSED, {})
+    book.claim(batch)
+    book.acknowledge(batch.slice(0, 3), {1: Outcome(Fate.FAILED, "try_later", "later"), 2: IN_DOUBT})
+    before = book.rows()
+    old = [(str(row["result_id"]), bytes.fromhex(str(row["content_hash"]))) for row in before]
+    book.compared(5, superseded=old)
+    assert book.states() == ["superseded"] * 5
+    assert (book.accounting.superseded, book.accounting.delivered, book.accounting.pending) == (5, 0, 5)
+    book.compared(5, 0, returned=old)
+    assert book.rows() == before
+
+
+def test_a_row_that_is_gone_is_withdrawn_whatever_its_content(book: Book) -> None:
+    """It stays in the ledger, outside the identity."""
+    book.compared(2)
+    batch = make_batch({}, {})
+    book.claim(batch)
+    book.acknowledge(batch)
+    book.compared(1, 0, withdrawn=["2"])
+    assert book.states() == ["delivered", "withdrawn"]
+    assert (book.accounting.total, book.accounting.withdrawn) == (1, 1)
+    assert book.accounting.balanced
+
+
+def test_retry_makes_due_and_with_rejected_brings_back(book: Book) -> None:
+    """By model, by id and by reason; rows in doubt and delivered ones are left alone."""
+    book.compared(6)
+    batch = make_batch({}, {}, {"model_name": "vit"}, {}, REFUSED, {"model_name": "vit"})
+    book.claim(batch)
+    failed = Outcome(Fate.FAILED, "try_later", "later")
+    book.acknowledge(batch.take([0, 1, 2, 3, 5]), {1: failed, 2: failed, 3: IN_DOUBT, 4: Outcome(Fate.REJECTED, "refused_by_api", "no")})
+    retry = book.ledger.deliveries.retry
+    assert retry(book.source_id, rejected=False, model="no such model") == 0
+    assert retry(book.source_id, rejected=False, model="vit") == 1
+    assert retry(book.source_id, rejected=False, result_ids=["1", "2", "4", "77"]) == 1
+    assert retry(book.source_id, rejected=True, reason="refused_by_api") == 1
+    assert retry(book.source_id, rejected=True) == 1
+    assert book.states() == ["delivered", "pending", "pending", "in_doubt", "pending", "pending"]
+    assert book.accounting.balanced
+
+
+def test_reopening_brings_back_what_was_delivered_and_nothing_else(book: Book) -> None:
+    """The repair of a verification goes through the same states."""
+    book.compared(2)
+    batch = make_batch({}, REFUSED)
+    book.claim(batch)
+    book.acknowledge(batch.slice(0, 1))
+    assert book.ledger.deliveries.reopen(book.holder, book.source_id, ["1", "2", "3"]) == 1
+    assert book.states() == ["pending", "rejected"]
+
+
+# -- all or nothing ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_meets_a_known_row_changes_nothing(book: Book) -> None:
+    """The comparison was wrong about one row, so none of the batch is taken."""
+    book.compared(4)
+    book.claim(make_batch({}))
+    before = (book.rows(), book.accounting)
+    with pytest.raises(LedgerError):
+        book.claim(make_batch({"model_name": "never seen"}, {}, {}, first=0))
+    assert (book.rows(), book.accounting) == before
+    book.claim(make_batch({"model_name": "never seen"}, first=9))  # a number that was rolled back is not remembered
+    assert {row["model"] for row in book.rows()} == {"gpt2", "never seen"}
+
+
+def test_a_claim_of_a_row_that_is_not_waiting_changes_nothing(book: Book) -> None:
+    """A row that somebody else delivered meanwhile is not sent again, and neither is the rest of the batch."""
+    book.compared(2)
+    batch = make_batch({}, {})
+    book.claim(batch)
+    book.acknowledge(batch, {1: Outcome(Fate.FAILED, "try_later", "later")})
+    before = book.rows()
+    with pytest.raises(LedgerError, match="changed while a batch was being claimed"):
+        book.claim(batch, new=False)
+    assert book.rows() == before
+
+
+def test_an_acknowledgement_of_rows_that_are_not_on_their_way_changes_nothing(book: Book) -> None:
+    """Neither a second acknowledgement nor a receipt of the wrong length marks anything as delivered."""
+    book.compared(2)
+    batch = make_batch({}, {})
+    book.claim(batch)
+    book.acknowledge(batch, {1: IN_DOUBT})
+    before = book.rows()
+    with pytest.raises(LedgerError, match="on its way"):
+        book.acknowledge(batch)
+    assert book.rows() == before
+    for ids in ([], ["a"], ["a", "b", "c"]):
+        with pytest.raises(LedgerError, match="receipt"):
+            book.ledger.deliveries.acknowledge(book.holder, book.source_id, batch, Receipt(ids), retry_at=lambda row, outcome: 0.0)
+    assert book.rows() == before
+
+
+# -- the fence --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_lease_has_one_holder_who_is_named(book: Book) -> None:
+    """The second is told who and which run."""
+    with pytest.raises(LeaseBusy) as busy:
+        book.ledger.leases.acquire("bench", "other", LEASE_S)
+    assert busy.value.fields["owner"] == "me"
+    assert busy.value.fields["run_id"] == book.holder.run_id
+    holder = book.ledger.leases.holder("bench")
+    assert holder is not None
+    assert (holder.owner, holder.run_id) == ("me", book.holder.run_id)
+    assert book.ledger.leases.acquire("another source", "other", LEASE_S).token == 1
+
+
+def test_a_lease_runs_out_and_its_token_grows(book: Book, clock: Clock) -> None:
+    """Also after it was given back: no two holders ever have the same token."""
+    clock.advance(LEASE_S)
+    assert book.ledger.leases.holder("bench") is None
+    second = book.ledger.leases.acquire("bench", "other", LEASE_S)
+    assert second.token == book.holder.lease.token + 1
+    book.ledger.leases.release(book.holder.lease)  # a late goodbye of the first does not free the second's
+    with pytest.raises(LeaseBusy):
+        book.ledger.leases.acquire("bench", "third", LEASE_S)
+    book.ledger.leases.release(second)
+    assert book.ledger.leases.acquire("bench", "third", LEASE_S).token == second.token + 1
+
+
+def test_a_holder_that_was_late_and_met_nobody_goes_on(book: Book, clock: Clock) -> None:
+    """A lease that ran out is lost only when another takes it."""
+    book.compared(1)
+    clock.advance(LEASE_S * 3)
+    book.claim(make_batch({}))
+    assert book.states() == ["in_doubt"]
+    assert book.ledger.leases.holder("bench") is not None
+
+
+FENCED: Mapping[str, Callable[[Book, Holder, pa.Table], object]] = {
+    "prolong": lambda book, late, batch: book.ledger.leases.prolong(late.lease, LEASE_S),
+    "begin": lambda book, late, batch: book.ledger.runs.begin(late.lease, book.source_id, SyncRequest(), LEASE_S),
+    "progress": lambda book, late, batch: book.ledger.runs.progress(late, {}),
+    "compared": lambda book, late, batch: book.compared(99, holder=late, withdrawn=["1"]),
+    "claim": lambda book, late, batch: book.claim(make_batch({}, first=9), holder=late),
+    "acknowledge": lambda book, late, batch: book.acknowledge(batch, holder=late),
+    "settle": lambda book, late, batch: book.ledger.deliveries.settle(
+        late, book.source_id, [(book.ledger.deliveries.doubts(book.source_id)[0], "m")], []
+    ),
+    "reopen": lambda book, late, batch: book.ledger.deliveries.reopen(late, book.source_id, ["2"]),
+}
+
+
+@pytest.mark.parametrize("step", FENCED)
+def test_who_lost_the_lease_can_write_nothing(book: Book, clock: Clock, step: str) -> None:
+    """A process that was stopped, was taken over from and wakes up again is shut out of every step."""
+    book.compared(3)
+    batch = make_batch({})
+    book.claim(batch)
+    delivered = make_batch({}, first=2)
+    book.claim(delivered)
+    book.acknowledge(delivered)
+    late = book.holder
+    clock.advance(LEASE_S)
+    book.take("other")
+    before = (book.rows(), book.accounting, book.ledger.runs.history(book.source_id))
+    with pytest.raises(LeaseLost):
+        FENCED[step](book, late, batch)
+    assert (book.rows(), book.accounting, book.ledger.runs.history(book.source_id)) == before

@@ -1,0 +1,132 @@
+"""Several processes in one ledger: races, forks, and one that is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchbridge_plugin.errors import LeaseBusy
+from benchbridge_plugin.ledger import Ledger
+from tests.conftest import Book, Clock, make_batch
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path, clock: Clock) -> Iterator[Ledger]:
+    made = Ledger(f"sqlite:///{path}", now=clock)
+    yield made
+    made.close()
+
+
+def take_lease(path: str, barrier: Any, answers: Any) -> None:
+    ledger = Ledger(f"sqlite:///{path}")
+    barrier.wait(60)
+    try:
+        lease = ledger.leases.acquire("bench", str(os.getpid()), 60)
+    except LeaseBusy:
+        answers.put("busy")
+    else:
+        answers.put(f"token {lease.token}")
+
+
+def take_ticks(path: str, barrier: Any, answers: Any) -> None:
+    ledger = Ledger(f"sqlite:///{path}")
+    source_id = ledger.runs.source_id("bench")
+    taken = []
+    for at_once in (True, False):
+        barrier.wait(60)
+        taken.append(ledger.runs.claim_tick(source_id, 3600, at_once=at_once))
+    answers.put(taken)
+
+
+def race(worker: Any, path: Path, count: int = 4) -> list[Any]:
+    barrier, answers = SPAWN.Barrier(count), SPAWN.Queue()
+    processes = [SPAWN.Process(target=worker, args=(str(path), barrier, answers)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    answers.close()
+    answers.join_thread()
+    return found
+
+
+def test_of_processes_that_race_for_a_new_ledgers_lease_one_gets_it(path: Path) -> None:
+    """They create the file, its tables and the lease at the same moment."""
+    assert sorted(race(take_lease, path)) == ["busy", "busy", "busy", "token 1"]
+
+
+def test_of_processes_that_race_for_a_tick_one_gets_it(path: Path) -> None:
+    """The start-up cycle is one process's; the tick after it is not due for anybody."""
+    answers = race(take_ticks, path)
+    assert sorted(start_up for start_up, _ in answers) == [False, False, False, True]
+    assert [tick for _, tick in answers] == [False] * 4
+
+
+KILLED = """
+import os, signal, sys
+from sqlalchemy import text
+from benchbridge_plugin.ledger import Ledger
+ledger = Ledger(sys.argv[1])
+with ledger._store.writing() as connection:
+    connection.execute(text("UPDATE sources SET total = 555"))
+    connection.execute(text("UPDATE deliveries SET state = 2"))
+    print("in the middle", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(ledger: Ledger, path: Path, clock: Clock) -> None:
+    """kill -9 between two statements: the next one reads and writes as if it had never begun."""
+    book = Book(ledger, clock)
+    book.compared(1)
+    book.claim(make_batch({}))
+    before = (book.rows(), book.accounting)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, f"sqlite:///{path}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "in the middle\n"
+        victim.send_signal(signal.SIGKILL)
+    assert (book.rows(), book.accounting) == before
+    book.acknowledge(make_batch({}))
+    assert book.states() == ["delivered"]
+
+
+def test_a_fork_does_not_share_connections(ledger: Ledger, path: Path, clock: Clock) -> None:
+    """The child opens its own; what it does and how it ends does not disturb the parent's."""
+    source_id = ledger.runs.source_id("bench")
+    engine = ledger._store._engine
+    with engine.connect() as connection:
+        parents = id(connection.connection.dbapi_connection)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            ledger.runs.set_schedule(source_id, paused=True)
+            with engine.connect() as connection:
+                status = 0 if id(connection.connection.dbapi_connection) != parents else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ledger.runs.schedule(source_id).paused
+    ledger.runs.set_schedule(source_id, paused=False)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,0 +1,247 @@
+"""Where the ledger lives: its version, what can be wrong with the place, and several processes in it at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+
+from benchbridge_plugin.errors import LedgerError, LedgerNewer
+from benchbridge_plugin.ledger import Ledger, schema
+from benchbridge_plugin.ledger.store import Store
+from tests.conftest import Book, Clock, make_batch
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path, clock: Clock) -> Iterator[Ledger]:
+    made = Ledger(f"sqlite:///{path}", now=clock)
+    yield made
+    made.close()
+
+
+def query(path: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def change(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(sql)
+        connection.commit()
+
+
+# -- its version ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_ledger_has_the_present_version_and_a_view_for_people(ledger: Ledger, path: Path) -> None:
+    """The view shows states and reasons by name."""
+    book = Book(ledger, Clock())
+    book.compared(2)
+    book.claim(make_batch({}, {"reason_code": "model_missing", "reason": "No model."}))
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
+    assert query(path, "SELECT source, result_id, state, reason_code FROM delivery_view ORDER BY 2") == [
+        ("bench", "1", "in_doubt", None),
+        ("bench", "2", "rejected", "model_missing"),
+    ]
+    assert query(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_a_newer_ledger_is_refused_untouched(ledger: Ledger, path: Path) -> None:
+    """An old program must not write where it does not know what it reads."""
+    ledger.check()
+    ledger.close()
+    change(path, "UPDATE ledger_meta SET value = '99' WHERE name = 'version'")
+    before = path.read_bytes()
+    late = Ledger(f"sqlite:///{path}")
+    with pytest.raises(LedgerNewer, match="version 99") as newer:
+        late.runs.source_id("bench")
+    late.close()
+    assert "pip install -U benchbridge" in newer.value.guidance
+    assert path.read_bytes() == before
+
+
+def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step runs once, the rows are still there, and the copy from before is complete."""
+    book = Book(ledger, Clock())
+    book.compared(1)
+    book.claim(make_batch({}))
+    before = book.rows()
+    ledger.close()
+    steps: list[str] = []
+
+    def add_column(connection: Connection) -> None:
+        steps.append("add")
+        connection.execute(text("ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT ''"))
+
+    monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, add_column))
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    for _ in range(2):
+        upgraded = Ledger(f"sqlite:///{path}")
+        assert upgraded.accounts.results(1).rows == before
+        upgraded.close()
+    assert steps == ["add"]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
+    assert query(path, "SELECT note FROM runs") == [("",)]
+    backup = path.with_name("ledger.sqlite.v1.backup")
+    assert query(backup, "SELECT value FROM ledger_meta WHERE name = 'version'") == [("1",)]
+    assert query(backup, "SELECT count(*) FROM deliveries") == [(1,)]
+
+
+def test_an_upgrade_that_fails_leaves_the_old_ledger(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps are one transaction."""
+    ledger.check()
+    ledger.close()
+
+    def fail(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE half_done (x INTEGER)"))
+        connection.execute(text("SELECT * FROM no_such_table"))
+
+    monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, fail))
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    late = Ledger(f"sqlite:///{path}")
+    with pytest.raises(LedgerError, match="no_such_table"):
+        late.check()
+    late.close()
+    assert query(path, "SELECT count(*) FROM sqlite_master WHERE name = 'half_done'") == [(0,)]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(len(schema.UPGRADES) - 1),)]
+
+
+def test_an_upgrade_that_cannot_be_backed_up_does_not_begin(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy, no change."""
+    ledger.check()
+    ledger.close()
+    path.with_name("ledger.sqlite.v1.backup").mkdir()
+    monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, lambda connection: None))
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    late = Ledger(f"sqlite:///{path}")
+    with pytest.raises(LedgerError, match="backed up"):
+        late.check()
+    late.close()
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [("1",)]
+
+
+# -- what can be wrong with the place ---------------------------------------------------------------------------------------------------
+
+
+def place(tmp_path: Path, what: str) -> str:
+    file = tmp_path / "odd"
+    if what == "text":
+        file.write_text("not a database at all, but long enough to have a header " * 20)
+    elif what == "directory":
+        file.mkdir()
+    elif what == "unwritable":
+        return "sqlite:////proc/ledger.sqlite"
+    elif what == "no directory":
+        return f"sqlite:///{tmp_path}/missing/ledger.sqlite"
+    elif what == "no such scheme":
+        return "nosuchdatabase://host/ledger"
+    elif what == "no URL":
+        return "://"
+    elif what == "foreign tables":
+        change(file, "CREATE TABLE deliveries (something TEXT)")
+    return f"sqlite:///{file}"
+
+
+@pytest.mark.parametrize("what", ["text", "directory", "unwritable", "no directory", "no such scheme", "no URL", "foreign tables"])
+def test_a_place_that_cannot_hold_a_ledger_is_a_sentence_with_what_to_do(tmp_path: Path, what: str) -> None:
+    """Never a traceback of the database driver."""
+
+    def check() -> None:
+        with closing(Ledger(place(tmp_path, what))) as made:
+            made.check()
+
+    with pytest.raises(LedgerError) as raised:
+        check()
+    assert raised.value.message.endswith(".")
+    assert "\n" not in raised.value.message
+    assert raised.value.guidance
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    """The guidance says to make it writable or to choose another place."""
+    tmp_path.chmod(0o500)
+    made = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+    with pytest.raises(LedgerError) as raised:
+        made.check()
+    made.close()
+    tmp_path.chmod(0o700)
+    assert "writable" in raised.value.guidance
+
+
+def test_a_full_disk_is_said_and_nothing_is_half_written(ledger: Ledger, clock: Clock) -> None:
+    """SQLite is told that the file may not grow: the claim fails as a whole, and goes through once there is room."""
+    book = Book(ledger, clock)
+    book.compared(2_000)
+    event.listen(ledger._store._engine, "connect", lambda connection, record: connection.execute("PRAGMA max_page_count = 30"))
+    ledger.close()  # connections to come are full
+    batch = make_batch(*[{"model_name": f"a long name of a model {row}"} for row in range(2_000)])
+    with pytest.raises(LedgerError, match="full") as raised:
+        book.claim(batch)
+    assert "disk space" in raised.value.guidance
+    assert book.rows() == []
+    assert book.accounting.pending == 2_000
+    event.listen(ledger._store._engine, "connect", lambda connection, record: connection.execute("PRAGMA max_page_count = 100000"))
+    ledger.close()
+    book.claim(batch)
+    assert book.accounting.in_doubt == 2_000
+
+
+def test_an_error_without_words_is_still_a_sentence(tmp_path: Path) -> None:
+    """Some drivers say nothing."""
+    from sqlalchemy.exc import OperationalError
+
+    store = Store(f"sqlite:///{tmp_path}/x.sqlite")
+    assert "OperationalError" in store._explain(OperationalError("SELECT 1", {}, Exception(""))).message
+
+
+def test_the_password_of_a_url_is_not_shown() -> None:
+    """`place` goes to the status page."""
+    pytest.importorskip("psycopg")
+    made = Ledger("postgresql+psycopg://me:hunter2@localhost/ledger")
+    assert "hunter2" not in made.place
+    made.close()
+
+
+# -- readers and writers ----------------------------------------------------------------------------------------------------------------
+
+
+def test_readers_do_not_wait_for_a_writer_and_see_whole_transactions(ledger: Ledger, clock: Clock) -> None:
+    """While a claim is open, the accounting is answered, with the figures of before."""
+    book = Book(ledger, clock)
+    book.compared(1)
+    with ledger._store.writing() as connection:
+        connection.execute(text("UPDATE sources SET total = 77"))
+        seen: list[int] = []
+        reader = threading.Thread(target=lambda: seen.append(book.accounting.total))
+        reader.start()
+        reader.join(5)
+        assert seen == [1]
+    assert book.accounting.total == 77
+
+
+def test_threads_share_a_ledger(ledger: Ledger, clock: Clock) -> None:
+    """Each call has a connection of its own; none gets lost or mixed up."""
+    ids: list[int] = []
+    threads = [threading.Thread(target=lambda name=f"source {n % 3}": ids.append(ledger.runs.source_id(name))) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 12
+    assert set(ids) == {1, 2, 3}

@@ -1,0 +1,252 @@
+"""Whole runs over a real file, a real ledger and real sinks: what is sent, what is recorded, what is left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceMissing
+from benchbridge_plugin.model import Fate, Outcome, Progress, SyncRequest
+from tests.conftest import Clock, MakeSink, World, fill
+from tests.kit.base_contract import BaseContractServer
+from tests.scripted import FAILED, IN_DOUBT, REFUSED, Scripted
+
+
+@pytest.fixture
+def scripted(world: World) -> Scripted:
+    world.sink = sink = Scripted()
+    return sink
+
+
+# -- a run ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_sync_sends_nothing_and_touches_neither_source_nor_sink(
+    world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's signature and the ledger say that there is nothing to do."""
+    fill(world, 5)
+    assert world.sync().synced == 5
+    monkeypatch.setattr(type(world.source), "_open", lambda *arguments, **options: pytest.fail("the file was opened"))
+    summary = world.engine().run(SyncRequest())
+    assert (summary.state, summary.considered) == ("succeeded", 0)
+    assert scripted.profiles == 1
+    assert len(scripted.sent) == 5
+
+
+def test_the_limit_counts_what_was_handed_over_and_not_what_was_refused_before(world: World, scripted: Scripted) -> None:
+    """A file full of refusals must not keep the good ones from their turn."""
+    fill(world, 12)
+    world.database.execute("UPDATE performance_results SET precision = 'int2' WHERE result_id <= 6")
+    summary = world.sync(limit=4)
+    assert (summary.synced, summary.rejected) == (4, 6)
+    assert world.sync(limit=1).synced == 1
+    assert world.sync(limit=0).synced == 1
+    assert Counter(scripted.sent) == Counter(str(number) for number in range(7, 13))
+
+
+def test_a_dry_run_writes_nothing_and_says_what_a_run_would_do(world: World, scripted: Scripted) -> None:
+    """The same figures come out of the run that follows."""
+    fill(world, 6)
+    world.database.update(2, precision="int2")
+    world.ledger.runs.source_id(world.name)
+    before = (world.rows(), world.accounting, world.ledger.runs.history(1), world.ledger.leases.holder(world.name))
+    dry = world.engine().run(SyncRequest(dry_run=True, limit=3))
+    assert (dry.run_id, dry.synced, dry.rejected, dry.dry_run) == (None, 3, 1, True)
+    assert (world.rows(), world.accounting, world.ledger.runs.history(1), world.ledger.leases.holder(world.name)) == before
+    assert scripted.sent == []
+    wet = world.sync(limit=3)
+    assert (wet.synced, wet.rejected) == (3, 1)
+
+
+def test_refused_and_failing_rows_do_not_hold_up_those_behind_them(world: World, scripted: Scripted) -> None:
+    """The oldest ones fail, the newest are delivered in the same run."""
+    fill(world, 9)
+    scripted.fate = lambda result_id: {"1": FAILED, "2": REFUSED, "3": IN_DOUBT}.get(result_id)
+    summary = world.sync(policy={"batch_size": 2})
+    assert (summary.state, summary.synced, summary.rejected, summary.failed, summary.in_doubt) == ("partial", 6, 1, 2, 1)
+    assert summary.reasons == {"try_later": 1, "refused_by_api": 1, "no_answer": 1}
+    assert summary.considered == 9
+
+
+def test_the_wait_grows_with_jitter_and_is_capped(world: World, scripted: Scripted, clock: Clock) -> None:
+    """Doubled for each attempt, up to the longest; a server that asks for more time gets it."""
+    fill(world, 1)
+    waits: list[float] = []
+    scripted.fate = lambda result_id: FAILED
+    for _ in range(7):
+        world.sync(policy={"retry_base_s": 30.0, "retry_max_s": 600.0})
+        waits.append(world.rows()[0]["next_attempt_at"] - clock())
+        clock.advance(waits[-1])
+    assert waits == [30, 60, 120, 240, 480, 600, 600]
+    scripted.fate = lambda result_id: Outcome(Fate.FAILED, "try_later", "later", retry_after_s=5_000)
+    world.sync(policy={"retry_max_s": 600.0})
+    assert world.rows()[0]["next_attempt_at"] == clock() + 5_000
+    assert [row["attempts"] for row in world.rows()] == [8]
+
+
+def test_the_jitter_takes_the_upper_half(world: World, scripted: Scripted, clock: Clock) -> None:
+    """So that many rows that failed together do not come back together, and none comes at once."""
+    fill(world, 1)
+    asked: list[tuple[float, float]] = []
+    engine = world.engine()
+    engine._jitter = lambda low, high: (asked.append((low, high)), low)[1]  # type: ignore[func-returns-value]
+    scripted.fate = lambda result_id: FAILED
+    engine.run(SyncRequest())
+    assert asked == [(15, 30)]
+    assert world.rows()[0]["next_attempt_at"] == clock() + 15
+
+
+def test_a_row_is_not_tried_before_its_time(world: World, scripted: Scripted, clock: Clock) -> None:
+    """A run in between leaves it alone, also when other rows are new."""
+    fill(world, 1)
+    scripted.fate = lambda result_id: FAILED if result_id == "1" else None
+    world.sync()
+    world.database.insert(result_id=2)
+    world.sync()
+    assert scripted.sent == ["1", "2"]
+    clock.advance(31)
+    scripted.fate = lambda result_id: None
+    assert world.sync().synced == 1
+    assert scripted.sent == ["1", "2", "1"]
+
+
+def test_retry_brings_refused_rows_back(world: World, scripted: Scripted) -> None:
+    """After the server has learnt to take them."""
+    fill(world, 3)
+    scripted.fate = lambda result_id: REFUSED
+    world.sync()
+    assert world.sync().considered == 0
+    assert world.ledger.deliveries.retry(1, rejected=True) == 3
+    assert world.check_accounts().pending == 3
+    scripted.fate = lambda result_id: None
+    assert world.sync().synced == 3
+
+
+def test_a_result_that_changes_between_comparison_and_reading_is_left_for_the_next_run(
+    world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compared is what is claimed: never one content under the key of another."""
+    fill(world, 3)
+    read = type(world.source).read
+
+    def change_first(source: Any, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        world.database.update(2, batch_size=99)
+        world.database.delete(3)
+        return read(source, *arguments, **options)
+
+    monkeypatch.setattr(type(world.source), "read", change_first)
+    assert world.engine().run(SyncRequest()).synced == 1
+    assert world.accounting.balanced
+    assert world.sync().synced == 1
+    assert scripted.sent == ["1", "2"]
+
+
+def test_the_progress_is_shown_to_the_caller_and_kept_in_the_ledger(world: World, scripted: Scripted) -> None:
+    """Whoever looks at the run from another process sees how far it is."""
+    fill(world, 6)
+    shown: list[Progress] = []
+    time = iter(range(1_000))
+    engine = world.engine(batch_size=2)
+    engine._clock = lambda: float(next(time))
+    kept: list[object] = []
+    scripted.before = lambda: kept.append(world.ledger.runs.history(1)[0].get("done"))
+    engine.run(SyncRequest(), progress=shown.append)
+    assert {step.phase for step in shown} == {"comparing", "sending"}
+    assert (shown[-1].done, shown[-1].planned, shown[-1].synced) == (6, 6, 6)
+    assert [done for done in kept if done] != []
+
+
+# -- who may ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_refused_while_another_one_runs(world: World, scripted: Scripted) -> None:
+    """The second learns which run it is; a report does not wait for it."""
+    fill(world, 2)
+    seen: list[object] = []
+
+    def second() -> None:
+        with pytest.raises(LeaseBusy) as busy:
+            world.engine().run(SyncRequest())
+        seen.append(busy.value.fields["run_id"])
+        world.engine().refresh()
+
+    scripted.before = second
+    first = world.sync()
+    assert seen == [first.run_id] * 2
+    assert first.synced == 2
+
+
+def test_a_run_that_loses_its_lease_stops_and_says_so(world: World, scripted: Scripted, clock: Clock) -> None:
+    """Another took over: nothing more is sent, and what was under way is in doubt for the other to ask about."""
+    fill(world, 10)
+    turns = iter(range(100))
+
+    def lose() -> None:
+        if next(turns) == 2:
+            clock.advance(61)
+            lease = world.ledger.leases.acquire(world.name, "other", 60)
+            world.ledger.runs.begin(lease, 1, SyncRequest(), 60)
+
+    scripted.before = lose
+    engine = world.engine()
+    time = iter(range(0, 1_000_000, 20))
+    engine._clock = lambda: float(next(time))
+    summary = engine.run(SyncRequest())
+    assert (summary.state, summary.error_code) == ("failed", "lease_lost")
+    assert len(scripted.sent) < 10
+    assert world.states() == {"sending": 10}
+    assert world.check_accounts().in_doubt == 10
+    runs = world.ledger.runs.history(1)
+    assert [run["state"] for run in runs] == ["running", "failed"]
+
+
+def test_a_lease_lost_between_two_batches_is_no_success(world: World, scripted: Scripted, clock: Clock) -> None:
+    """The run ends without another write, and must not look as if all had been done."""
+    fill(world, 4)
+    engine = world.engine(batch_size=2)
+
+    def fail(lease: object, duration_s: float) -> None:
+        raise LedgerError("The ledger is away.")
+
+    time = iter(range(0, 1_000_000, 20))
+    engine._clock = lambda: float(next(time))
+    world.ledger.leases.prolong = fail  # type: ignore[method-assign]
+    assert engine.run(SyncRequest()).state == "failed"
+    assert scripted.sent == []
+
+
+def test_stopping_leaves_the_rest_pending(world: World, scripted: Scripted) -> None:
+    """In the middle of a batch: what had its turn is acknowledged, the rest is as before, and the next run goes on."""
+    fill(world, 10)
+    turns = iter(range(1_000))
+    summary = world.engine(batch_size=4).run(SyncRequest(), stopping=lambda: len(scripted.sent) >= 6 or next(turns) < 0)
+    assert (summary.state, summary.synced) == ("stopped", 6)
+    assert world.check_accounts().pending == 4
+    assert world.sync().synced == 4
+    assert len(scripted.sent) == len(set(scripted.sent)) == 10
+
+
+def test_a_source_that_is_gone_ends_the_run_with_its_error_and_frees_the_lease(world: World, scripted: Scripted) -> None:
+    """The summary has the code and what to do; the next run can begin."""
+    summary = world.engine().run(SyncRequest())
+    assert (summary.state, summary.error_code) == ("failed", SourceMissing.code)
+    assert summary.guidance
+    assert world.ledger.leases.holder(world.name) is None
+    fill(world, 1)
+    assert world.sync().synced == 1
+
+
+def test_a_sink_that_is_down_touches_no_row(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
+    """And goes on from there once it is up."""
+    fill(world, 3)
+    server.down()
+    sink = http_sink(server.url)
+    summary = world.engine(sink).run(SyncRequest())
+    assert (summary.state, summary.error_code) == ("failed", "predictive_api_unreachable")
+    assert world.rows() == []
+    server.up()
+    assert world.sync(sink).synced == 3

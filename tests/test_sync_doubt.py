@@ -1,0 +1,125 @@
+"""What a run does about results that may or may not be stored, until each is there exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+
+import pytest
+from unified_server.predictive.service import PredictivePerformance
+
+from benchbridge_plugin.model import Answer, Doubt, Settlement
+from benchbridge_plugin.sinks.service import ServiceSink
+from tests.conftest import Clock, MakeSink, World, fill
+from tests.kit.base_contract import RECORD, BaseContractServer, Fault
+from tests.kit.layouts import build
+from tests.scripted import FAILED, IN_DOUBT, Scripted
+
+
+@pytest.fixture
+def scripted(world: World) -> Scripted:
+    world.sink = sink = Scripted()
+    return sink
+
+
+def test_doubts_that_end_within_the_run_are_counted_where_they_ended(world: World, scripted: Scripted, clock: Clock) -> None:
+    """Found after all: synced. Still unknown: in doubt. Of an earlier run: settled, and in no other figure."""
+    fill(world, 4)
+    scripted.fate = lambda result_id: IN_DOUBT
+    first = world.sync(limit=1)
+    assert (first.synced, first.failed, first.in_doubt) == (0, 1, 1)
+    scripted.fate = lambda result_id: {"2": IN_DOUBT, "3": IN_DOUBT, "4": FAILED}.get(result_id)
+    asked: Counter[str] = Counter()
+
+    def settlement(doubt: Doubt) -> Settlement:
+        asked[doubt.result_id] += 1
+        found = {"1": asked["1"] > 1, "2": True, "3": False}[doubt.result_id]
+        return Settlement(Answer.STORED, "m-late") if found else Settlement(Answer.UNKNOWN)
+
+    scripted.settlement = settlement
+    second = world.sync()
+    assert (second.synced, second.failed, second.in_doubt, second.settled, second.rejected) == (1, 2, 1, 1, 0)
+    assert second.reasons == {"no_answer": 1, "try_later": 1}
+    assert second.considered == 3
+    assert world.states() == {"delivered": 2, "sending": 1, "retrying": 1}
+
+
+def test_an_absence_counts_only_some_time_after_the_send(world: World, scripted: Scripted, clock: Clock) -> None:
+    """A slow server may still be about to store it: the next run waits until it is ripe, and only then sends it again."""
+    fill(world, 1)
+    scripted.fate = lambda result_id: IN_DOUBT
+    scripted.settlement = lambda doubt: Settlement(Answer.ABSENT)
+    assert world.sync().in_doubt == 1
+    assert world.states() == {"sending": 1}
+    scripted.fate = lambda result_id: None
+    assert world.sync(policy={"settle_after_s": 5.0}).synced == 1
+    assert clock.slept == [5.0]
+    assert scripted.sent == ["1", "1"]
+
+
+def test_a_doubt_that_cannot_be_settled_stays_visible_and_is_not_sent(world: World, scripted: Scripted) -> None:
+    """Run after run."""
+    fill(world, 2)
+    scripted.fate = lambda result_id: IN_DOUBT if result_id == "1" else None
+    for _ in range(3):
+        world.sync()
+    assert scripted.sent == ["1", "2"]
+    assert world.accounting.in_doubt == 1
+
+
+def test_a_retry_after_holds_for_a_row_that_was_in_doubt(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """A 503 is settled as absent and comes back when the server asked for it, not before."""
+    fill(world, 1)
+    server.faults.add(Fault.UNAVAILABLE_503, retry_after="900")
+    sink = http_sink(server.url)
+    world.sync(sink)
+    clock.advance(60)
+    world.sync(sink)
+    assert world.states() == {"retrying": 1}
+    clock.advance(840)
+    assert world.sync(sink).synced == 1
+    assert server.requests[RECORD] == 2
+
+
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.REDIRECT], ids=lambda fault: fault.label)
+def test_every_fault_ends_with_exactly_one_measurement(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock, fault: Fault
+) -> None:
+    """Whatever happens to one of three POSTs, the runs that follow find out and finish."""
+    fill(world, 3)
+    sink = http_sink(server.url, timeout_s=0.3)
+    server.faults.skip()
+    server.faults.add(fault, delay_s=0.0005)
+    for _ in range(3):
+        world.sync(sink)
+        clock.advance(600)
+    assert world.states() == {"delivered": 3}
+    assert sorted(row["throughput"] for row in server.rows) == [800.0, 801.0, 802.0]
+
+
+def test_many_faults_at_random_end_with_exactly_one_measurement_each(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """A third of the POSTs fail in one of all ways, run after run."""
+    fill(world, 60)
+    server.faults.rate(0.33, seed=11, delay_s=0.0002)
+    sink = http_sink(server.url, timeout_s=0.3)
+    for _ in range(40):
+        world.sync(sink)
+        clock.advance(4_000)
+        if world.accounting.delivered == 60:
+            break
+    assert world.states() == {"delivered": 60}
+    assert sorted(row["throughput"] for row in server.rows) == [800.0 + number for number in range(60)]
+
+
+def test_a_service_takes_everything_in_one_batch(world: World, service: PredictivePerformance, clock: Clock) -> None:
+    """All of the sample, with the quality of what was assumed."""
+    clock.time = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
+    count = build("V1", world.path, limit=1_500)
+    summary = world.sync(ServiceSink(service))
+    assert summary.synced + summary.rejected == count
+    assert service.recorded == summary.synced
+    assert summary.held["count"] <= 6
