@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
-from benchbridge_plugin.model import Fate
+from benchbridge_plugin.model import Answer, Fate
 from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
 from tests.conftest import MakeSink, doubts_of, make_batch
 from tests.kit.base_contract import BaseContractServer, free_port
@@ -131,6 +131,18 @@ def test_a_lookup_that_answers_nonsense_settles_nothing(liar: Liar, http_sink: M
     sink.profile()
     with pytest.raises(SinkUnreachable):
         sink.settle(doubts_of(make_batch({})))
+
+
+def test_a_listing_that_is_cut_short_in_silence_proves_no_absence(liar: Liar, http_sink: MakeSink) -> None:
+    """Asked for 4,000 the server shows the same 1,000 as before: a row behind them may well be stored, and stays in doubt."""
+    others = [{"id": number, "measurement_source": "somebody else"} for number in range(1_000)]
+    liar.answers["/api/predictive-performance/measurements"] = (200, {"count": 1_000, "measurements": others})
+    liar.answers["/api/predictive-performance/health"] = (404, {})
+    sink = http_sink(liar.url)
+    sink.profile()
+    (settlement,) = sink.settle(doubts_of(make_batch({})))
+    assert settlement.answer is Answer.UNKNOWN
+
 
 
 @pytest.mark.parametrize(

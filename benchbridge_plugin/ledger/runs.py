@@ -139,8 +139,11 @@ class Runs:
         mine = sources.c.source_id == source_id
         with self._store.writing() as connection:
             # Under the row's lock, and the time is read after it is had: it is later than that of whoever had the lock before.
-            connection.execute(select(sources.c.source_id).where(mine).with_for_update())
+            planned = connection.execute(select(sources.c.next_tick_at).where(mine).with_for_update()).scalar_one()
             now = self._now()
+            # Ticks keep their beat when one is taken a little late; after a pause or a jump of the clock they count from now.
+            on_beat = not at_once and planned is not None and now - interval_s < planned <= now
+            following = (planned if on_beat else now) + interval_s
             if at_once:
                 apart = min(interval_s / 2, _START_UP_APART_S)
                 due = or_(
@@ -149,7 +152,7 @@ class Runs:
             else:
                 # A next tick further away than one interval comes from a clock that was wrong, or from a longer interval: it is due.
                 due = or_(sources.c.next_tick_at <= now, sources.c.next_tick_at > now + interval_s * 1.5)
-            claim = update(sources).where(mine, sources.c.paused.is_(False), due).values(next_tick_at=now + interval_s, last_tick_at=now)
+            claim = update(sources).where(mine, sources.c.paused.is_(False), due).values(next_tick_at=following, last_tick_at=now)
             claimed = connection.execute(claim).rowcount == 1
             connection.execute(update(sources).where(mine, sources.c.next_tick_at.is_(None)).values(next_tick_at=now + interval_s))
         return claimed

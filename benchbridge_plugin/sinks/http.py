@@ -304,6 +304,7 @@ class HttpSink:
         limit = _FIRST_WINDOW
         shown: dict[str, list[str]] = {}
         broken = False
+        full = -1  # rows in the window before, which was full
         while limit:
             answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({'model_name': model, 'limit': limit})}")
             rows = _rows_of(answer)
@@ -318,7 +319,9 @@ class HttpSink:
                 broken = True
                 continue
             shown = self._by_key(rows)
-            complete = len(rows) < limit and not broken
+            # A larger window that shows no more than the full one before it hides something: the server cuts windows short without saying so.
+            complete = len(rows) < limit and len(rows) != full and not broken
+            full = len(rows)
             if complete or broken or all(str(doubt.key) in shown for doubt in doubts) or limit >= _LARGEST_WINDOW:
                 return shown, complete
             limit = min(limit * 4, _LARGEST_WINDOW)
