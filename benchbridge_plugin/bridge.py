@@ -4,64 +4,54 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.config import BridgeConfig
-from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SinkError, SourceBusy, SourceError
+from benchbridge_plugin.ends import Ends, HostServices
+from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError
 from benchbridge_plugin.ledger import Holder, LeaseHolder, Ledger, Page, Schedule
 from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest
+from benchbridge_plugin.process import identity
 from benchbridge_plugin.scheduler import SyncScheduler
-from benchbridge_plugin.sinks.base import Sink
-from benchbridge_plugin.sinks.exchange import Exchange
-from benchbridge_plugin.sinks.http import HttpSink
-from benchbridge_plugin.sinks.service import PredictiveService, ServiceSink
-from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.sync import Policy, SyncEngine
 from benchbridge_plugin.verification import Verification, verify
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
-    from duckdb import DuckDBPyConnection
+__all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices", "result_as_json"]
 
 _logger = logging.getLogger(__name__)
 
-_CHECK_TIMEOUT_S = 2.0
-_ROUTE = "/api/predictive-performance/record-measurement"
-
-
-@dataclass(frozen=True, slots=True)
-class HostServices:
-    """What a server offers to the bridge inside it. Everything is asked for when it is needed: services may come after the plugin."""
-
-    services: Callable[[], Mapping[str, object]] = dict
-    application: WSGIApplication | None = None
-    has_route: Callable[[str], bool] = lambda path: False
+_START_PATIENCE_S = 2.0
+_LEASE_PATIENCE_S = 30.0
+_LONGEST_LOOKBACK_DAYS = 100_000  # further back than any clock: the same as no limit
+_SQLITE = "sqlite:///"
 
 
 @dataclass(slots=True)
 class _Parts:
-    """What belongs to one process and is built in it: after a fork the child builds its own."""
+    """Everything that has to do with the ledger. Like the ends, it belongs to one process: after a fork the child builds its own."""
 
     process: int
-    source: BenchmarkSource
     mapper: Mapper
     ledger: Ledger
     engine: SyncEngine
     source_id: int
     scheduler: SyncScheduler
     stopping: threading.Event = field(default_factory=threading.Event)
-    sink: Sink | None = None
+    working: int = 0  # how many threads use them; guarded by the bridge's gate
+
+
+#: What a forked child has from its parent. It must neither use it nor let it be closed: SQLite would take the parent's file for abandoned.
+_inherited: list[object] = []
 
 
 class BenchmarkPredictivePerformanceBridge:
@@ -94,14 +84,17 @@ class BenchmarkPredictivePerformanceBridge:
         )
         self._host = host or HostServices()
         self._now = now
-        self._lock = threading.RLock()
+        self._gate = threading.Condition(threading.RLock())
+        self._seen: Ends | None = None
         self._built: _Parts | None = None
-        self._checks: dict[str, Future[dict[str, object]]] = {}
 
     # -- the documented Python interface ------------------------------------------------------------------------------------------------
 
     def check_connections(self) -> dict[str, bool]:
-        """Whether the benchmark database can be read and the predictive API answers: `{"benchmark_db": True, "predictive_api": True}`."""
+        """Whether the benchmark database can be read and the predictive API answers: `{"benchmark_db": True, "predictive_api": True}`.
+
+        Takes 2 s at most: what has not answered by then is False. `connections` says why something is False.
+        """
         return {name: part["ok"] is True for name, part in self.connections().items()}
 
     def sync_recent_results(self, limit: int | None = None, days: int | None = None) -> dict[str, Any]:
@@ -113,20 +106,24 @@ class BenchmarkPredictivePerformanceBridge:
 
     def sync_by_model(self, model_name: str, days: int | None = None, limit: int | None = None) -> dict[str, Any]:
         """The same for the results of one model."""
-        return self._answer(SyncRequest(model=model_name, days=days, limit=limit))
+        return self._answer(SyncRequest(model="" if model_name is None else model_name, days=days, limit=limit))
 
     def generate_report(self) -> dict[str, Any]:
         """The report as JSON values (see report.build), compared with the benchmark file first if that changed and can be read.
 
-        Raises LedgerError. When the benchmark file cannot be read, the last comparison is reported and `note` says so.
+        Raises LedgerError. When the benchmark file cannot be read, the last comparison is reported and `note` says so; when there is none, the
+        SourceError is raised.
         """
-        parts = self._parts()
-        note = ""
-        try:
-            parts.engine.refresh()
-        except SourceError as error:
-            note = f"{error.message} The figures are those of the last comparison."
-        return reports.build(parts.ledger, parts.source_id, source_name=self.config.resolved_source_name, note=note)
+        self.require_source(wait=False)
+        with self._at_work() as parts:
+            note = ""
+            try:
+                parts.engine.refresh()
+            except SourceError as error:
+                if self.accounting()["compared_at"] is None:
+                    raise
+                note = f"{error.message} The figures are those of the last comparison."
+            return reports.build(parts.ledger, parts.source_id, source_name=self.config.resolved_source_name, note=note)
 
     def close(self) -> None:
         """Stop what runs and let go of everything. May be repeated; using the bridge again opens it again."""
@@ -148,25 +145,22 @@ class BenchmarkPredictivePerformanceBridge:
         stopping: Callable[[], bool] = lambda: False,
         started: Callable[[int], object] = lambda run_id: None,
     ) -> RunSummary:
-        """One run, in this thread. See SyncEngine.run for what it raises."""
-        parts = self._parts()
-        return parts.engine.run(request, progress=progress, stopping=lambda: stopping() or parts.stopping.is_set(), started=started)
+        """One run, in this thread. Raises ConfigError for a request that makes no sense, and what SyncEngine.run raises."""
+        request = _checked(request)
+        with self._at_work() as parts:
+            return self._run(parts, request, _LEASE_PATIENCE_S, progress=progress, stopping=stopping, started=started)
 
     def start_sync(self, request: SyncRequest) -> tuple[int, bool]:
         """Start a run in the background. Returns its number, and whether that is a run that was under way already (it is joined, not doubled)."""
-        deadline = time.monotonic() + _CHECK_TIMEOUT_S
-        while True:
-            begun: Future[int] = Future()
-            threading.Thread(target=self._run_in_background, args=(request, begun), name="benchbridge-sync", daemon=True).start()
-            try:
-                return begun.result(), False
-            except LeaseBusy as error:
-                run_id = error.fields.get("run_id")
-                if isinstance(run_id, int):
-                    return run_id, True
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)  # the holder is comparing or verifying, or has not named its run yet
+        begun: Future[int] = Future()
+        threading.Thread(target=self._run_in_background, args=(_checked(request), begun), name="benchbridge-sync", daemon=True).start()
+        try:
+            return begun.result(), False
+        except LeaseBusy as error:
+            run_id = error.fields.get("run_id")
+            if isinstance(run_id, int):
+                return run_id, True
+            raise
 
     def wait_for_run(self, run_id: int, timeout_s: float) -> dict[str, Any] | None:
         """The run once it has ended, or as it is after `timeout_s`; None if there is no such run."""
@@ -177,16 +171,8 @@ class BenchmarkPredictivePerformanceBridge:
 
     def cycle(self, kind: str) -> RunSummary | None:
         """One scheduled run with its report on disk. None when another process is syncing. Errors are logged, not raised."""
-        try:
-            summary = self.sync(SyncRequest(kind=kind))
-        except LeaseBusy as error:
-            _logger.info("no scheduled sync: %s", error.message)
-            return None
-        except BridgeError as error:
-            _logger.error("the scheduled sync could not run: %s", error)
-            return None
-        self._write_report()
-        return summary
+        with self._at_work() as parts:
+            return self._cycle(parts, kind)
 
     def retry(
         self, *, rejected: bool = False, model: str | None = None, result_ids: Sequence[str] | None = None, reason: str | None = None
@@ -197,16 +183,16 @@ class BenchmarkPredictivePerformanceBridge:
 
     def verify(self, *, repair: bool = False, progress: Callable[[int], object] = lambda checked: None) -> Verification:
         """Compare ledger and sink. With `repair`, what is missing goes back to pending and is sent by the next run. Raises SinkError, LeaseBusy."""
-        parts = self._parts()
-        found = verify(parts.ledger, parts.source_id, self._sink(), progress=progress)
-        if not (repair and found.missing):
-            return found
-        lease = parts.ledger.leases.acquire(self.config.resolved_source_name, _owner(), self.config.lease_s)
-        try:
-            count = parts.ledger.deliveries.reopen(Holder(lease, self.config.lease_s, 0), parts.source_id, found.missing)
-        finally:
-            parts.ledger.leases.release(lease)
-        return replace(found, repaired=count)
+        with self._at_work() as parts:
+            found = verify(parts.ledger, parts.source_id, self._ends().sink(), progress=progress)
+            if not (repair and found.missing):
+                return found
+            lease = parts.ledger.leases.acquire(self.config.resolved_source_name, identity(), self.config.lease_s)
+            try:
+                count = parts.ledger.deliveries.reopen(Holder(lease, self.config.lease_s, 0), parts.source_id, found.missing)
+            finally:
+                parts.ledger.leases.release(lease)
+            return replace(found, repaired=count)
 
     # -- the process --------------------------------------------------------------------------------------------------------------------
 
@@ -218,33 +204,28 @@ class BenchmarkPredictivePerformanceBridge:
 
     def stop(self) -> None:
         """Stop the timer and finish or abandon the batch in hand within `shutdown_timeout_s`. What was not sent stays pending."""
-        with self._lock:
+        with self._gate:
+            ends, self._seen = self._seen, None
             parts, self._built = self._built, None
-        if parts is None or parts.process != os.getpid():
-            return
-        parts.stopping.set()
-        deadline = time.monotonic() + self.config.shutdown_timeout_s
-        in_time = parts.scheduler.stop(self.config.shutdown_timeout_s)
-        for thread in threading.enumerate():
-            if thread.name == "benchbridge-sync":
-                thread.join(max(deadline - time.monotonic(), 0.0))
-                in_time = in_time and not thread.is_alive()
-        if not in_time:
-            _logger.warning("a sync did not end in time; what it had handed over is in doubt and will be asked for")
-            return  # its parts stay open under it; the process is about to end
-        if parts.sink is not None:
-            parts.sink.close()
-        parts.mapper.close()
-        parts.ledger.close()
+        if parts is not None and parts.process == os.getpid():
+            parts.stopping.set()
+            deadline = time.monotonic() + self.config.shutdown_timeout_s
+            in_time = parts.scheduler.stop(self.config.shutdown_timeout_s)
+            with self._gate:
+                in_time = self._gate.wait_for(lambda: not parts.working, max(deadline - time.monotonic(), 0.0)) and in_time
+            if not in_time:
+                _logger.warning("a sync did not end in time; what it had handed over is in doubt and will be asked for")
+                return  # its parts stay open under it; the process is about to end
+            parts.mapper.close()
+            parts.ledger.close()
+        if ends is not None and ends.process == os.getpid():
+            ends.close()
 
     # -- looking ------------------------------------------------------------------------------------------------------------------------
 
     def connections(self) -> dict[str, dict[str, object]]:
         """How source and sink are: `{"ok": bool | None, "name", "error", "guidance", ...}` each, within 2 s (None: no answer by then)."""
-        return {
-            name: self._checked(name, look)
-            for name, look in (("benchmark_db", self._look_at_source), ("predictive_api", self._look_at_sink))
-        }
+        return self._ends().connections()
 
     def status(self) -> dict[str, Any]:
         """What /status shows. Bounded by 2 s for source and sink together; the ledger is read without waiting for writers."""
@@ -321,35 +302,76 @@ class BenchmarkPredictivePerformanceBridge:
 
     def source_roles(self) -> Mapping[str, str]:
         """Which column plays which role in the benchmark database: `{"latency_ms": "performance_results.average_latency_ms", ...}`."""
-        return self._parts().source.layout().roles
+        return self._ends().source.layout().roles
 
     def sink_profile(self) -> tuple[str, SinkProfile]:
         """The sink's name and what it takes, asked now. Raises SinkError."""
-        sink = self._sink()
-        return sink.name, sink.profile()
+        ends = self._ends()
+        profile = ends.sink().profile()
+        return ends.sink_name, profile
+
+    def require_source(self, *, readable: bool = True, wait: bool = True) -> None:
+        """Raise a SourceError if there is no ledger yet and the benchmark file cannot be read: a mistyped path must not leave a ledger behind.
+
+        With `wait=False` a file that is busy just now raises at once; with `readable=False`, or a ledger on a server, it only has to be there.
+        """
+        ledger = self.ledger_path
+        if ledger is not None and ledger.exists():
+            return
+        if readable and ledger is not None:
+            self._ends().source.layout(wait=wait)
+        else:
+            self._ends().source.signature()
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """The ledger's file; None when it is on a server."""
+        url = self.config.resolved_ledger_url
+        return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
 
     @property
     def key_path(self) -> Path:
         """Where a generated key for /api/bridge is kept: beside the ledger, or beside the benchmark file when the ledger is a server."""
-        prefix = "sqlite:///"
-        url = self.config.resolved_ledger_url
-        return Path(url.removeprefix(prefix) + ".key") if url.startswith(prefix) else Path(f"{self.config.benchmark_db_path}.bridge.key")
+        ledger = self.ledger_path
+        return Path(f"{ledger}.key") if ledger is not None else Path(f"{self.config.benchmark_db_path}.bridge.key")
 
     # -- inside -------------------------------------------------------------------------------------------------------------------------
 
+    def _ends(self) -> Ends:
+        with self._gate:
+            if self._seen is not None and self._seen.process != os.getpid():
+                _inherited.append(self._seen)
+                self._seen = None
+            if self._seen is None:
+                self._seen = Ends(self.config, self._host)
+            return self._seen
+
     def _parts(self) -> _Parts:
-        with self._lock:
-            if self._built is None or self._built.process != os.getpid():
-                self._built = self._build()
+        with self._gate:
+            if self._built is not None and self._built.process != os.getpid():
+                _inherited.append(self._built)
+                self._built = None
+            if self._built is None:
+                self._built = self._build(self._ends())
             return self._built
 
-    def _build(self) -> _Parts:
+    @contextmanager
+    def _at_work(self) -> Iterator[_Parts]:
+        """The parts, which `stop` does not close before the end of this block."""
+        with self._gate:
+            parts = self._parts()
+            parts.working += 1
+        try:
+            yield parts
+        finally:
+            with self._gate:
+                parts.working -= 1
+                self._gate.notify_all()
+
+    def _build(self, ends: Ends) -> _Parts:
         config = self.config
         ledger = Ledger(config.resolved_ledger_url, now=self._now)
         ledger.check()
-        source = BenchmarkSource(
-            config.benchmark_db_path, busy_timeout_s=config.source_busy_timeout_s, host_connection=self._host_connection
-        )
         mapper = Mapper(
             Rules(
                 source_name=config.resolved_source_name,
@@ -364,7 +386,7 @@ class BenchmarkPredictivePerformanceBridge:
             )
         )
         policy = Policy(
-            days=config.sync_days_lookback,
+            days=_lookback(config.sync_days_lookback),
             limit=config.sync_limit,
             batch_size=config.batch_size,
             retry_base_s=config.retry_base_s,
@@ -372,60 +394,20 @@ class BenchmarkPredictivePerformanceBridge:
             settle_after_s=config.settle_after_s,
             lease_s=config.lease_s,
         )
-        engine = SyncEngine(source, mapper, ledger, self._sink, source_name=config.resolved_source_name, owner=_owner(), policy=policy)
-        scheduler = SyncScheduler(claim=self._claim_tick, cycle=self.cycle, look_every_s=min(5.0, config.sync_interval_minutes * 60 / 4))
-        return _Parts(os.getpid(), source, mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
-
-    def _host_connection(self) -> DuckDBPyConnection | None:
-        from duckdb import DuckDBPyConnection
-
-        offered = self._host.services().get("benchmark_db")
-        return offered if isinstance(offered, DuckDBPyConnection) else None
-
-    def _sink(self) -> Sink:
-        """The sink of this process: the host's service, its routes, or HTTP; the first that is there and that the config allows."""
-        parts = self._parts()
-        with self._lock:
-            if parts.sink is None:
-                parts.sink = self._choose_sink()
-            return parts.sink
-
-    def _choose_sink(self) -> Sink:
-        config = self.config
-        if config.predictive_mode in ("auto", "in_process"):
-            service = self._host.services().get("predictive_performance")
-            if service is not None:
-                if not isinstance(service, PredictiveService):
-                    raise SinkError(
-                        f"The server's predictive_performance service ({type(service).__name__}) cannot take measurements.",
-                        guidance="It needs describe, record_measurements and lookup: see docs/host.md. Or set predictive_mode to http.",
-                    )
-                return ServiceSink(service)
-            if self._host.application is not None and self._host.has_route(_ROUTE):
-                from benchbridge_plugin.sinks.wsgi import IN_PROCESS_URL, WSGIAdapter
-
-                return self._http_sink(
-                    Exchange(
-                        IN_PROCESS_URL,
-                        api_key=config.api_key,
-                        timeout_s=config.request_timeout_s,
-                        adapter=WSGIAdapter(self._host.application),
-                    )
-                )
-            if config.predictive_mode == "in_process":
-                raise ConfigError(
-                    "predictive_mode is in_process, but this process hosts no predictive API.",
-                    guidance="Set predictive_mode to auto or http, or enable the predictive API in this server.",
-                )
-        return self._http_sink(
-            Exchange(config.predictive_api_url, api_key=config.api_key, timeout_s=config.request_timeout_s, ca_bundle=config.ca_bundle)
+        engine = SyncEngine(
+            ends.source, mapper, ledger, ends.sink, source_name=config.resolved_source_name, owner=identity(), policy=policy
         )
-
-    def _http_sink(self, exchange: Exchange) -> HttpSink:
-        return HttpSink(exchange, keyed=self.config.measurement_source == "keyed", acknowledge_timeout_s=self.config.acknowledge_timeout_s)
+        scheduler = SyncScheduler(
+            claim=lambda at_once: self._claim_tick(parts, at_once),
+            cycle=lambda kind: self._scheduled(parts, kind),
+            look_every_s=min(5.0, config.sync_interval_minutes * 60 / 4),
+        )
+        parts = _Parts(os.getpid(), mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
+        return parts
 
     def _answer(self, request: SyncRequest) -> dict[str, Any]:
         try:
+            self.require_source()
             summary = self.sync(request)
         except BridgeError as error:
             summary = RunSummary(
@@ -451,72 +433,92 @@ class BenchmarkPredictivePerformanceBridge:
             "details": reports.run_as_json(summary.as_dict()),
         }
 
+    def _run(
+        self,
+        parts: _Parts,
+        request: SyncRequest,
+        patience_s: float,
+        *,
+        progress: Callable[[Progress], object] = lambda progress: None,
+        stopping: Callable[[], bool] = lambda: False,
+        started: Callable[[int], object] = lambda run_id: None,
+    ) -> RunSummary:
+        """One run of the engine. Somebody who holds the lease without a run makes a report or repairs, and is waited for: that is no other sync."""
+
+        def stop() -> bool:
+            return stopping() or parts.stopping.is_set()
+
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return parts.engine.run(request, progress=progress, stopping=stop, started=started)
+            except LeaseBusy as error:
+                if error.fields.get("run_id") is not None or time.monotonic() > deadline or stop():
+                    raise
+            time.sleep(0.05)
+
     def _run_in_background(self, request: SyncRequest, begun: Future[int]) -> None:
         try:
-            self.sync(request, started=begun.set_result)
+            with self._at_work() as parts:
+                self._run(parts, request, _START_PATIENCE_S, started=begun.set_result)
+                self._write_report(parts)
         except Exception as error:  # the edge of a thread
             if not begun.done():
                 begun.set_exception(error)
             else:
                 _logger.exception("a sync in the background failed")
-            return
-        self._write_report()
 
-    def _write_report(self) -> None:
+    def _scheduled(self, parts: _Parts, kind: str) -> None:
+        """A tick of the timer. One that comes while the bridge stops is dropped: it must not open everything again."""
+        with self._gate:
+            if parts.stopping.is_set():
+                return
+            parts.working += 1
         try:
-            parts = self._parts()
+            self._cycle(parts, kind)
+        finally:
+            with self._gate:
+                parts.working -= 1
+                self._gate.notify_all()
+
+    def _cycle(self, parts: _Parts, kind: str) -> RunSummary | None:
+        try:
+            summary = self._run(parts, SyncRequest(kind=kind), _LEASE_PATIENCE_S)
+        except LeaseBusy as error:
+            _logger.info("no scheduled sync: %s", error.message)
+            return None
+        except BridgeError as error:
+            _logger.error("the scheduled sync could not run: %s", error)
+            return None
+        self._write_report(parts)
+        return summary
+
+    def _write_report(self, parts: _Parts) -> None:
+        try:
             built = reports.build(parts.ledger, parts.source_id, source_name=self.config.resolved_source_name)
             reports.write(built, Path(self.config.report_output_dir), keep=self.config.report_keep)
         except BridgeError as error:
             _logger.error("no report was written: %s", error)
 
-    def _claim_tick(self, at_once: bool) -> bool:
-        parts = self._parts()
+    def _claim_tick(self, parts: _Parts, at_once: bool) -> bool:
         if parts.stopping.is_set():
             return False
         interval_minutes = parts.ledger.runs.schedule(parts.source_id).interval_minutes or self.config.sync_interval_minutes
         return parts.ledger.runs.claim_tick(parts.source_id, interval_minutes * 60, at_once=at_once)
 
-    def _look_at_source(self) -> dict[str, object]:
-        name = self.config.benchmark_db_path
-        try:
-            layout = self._parts().source.layout(wait=False)
-        except SourceBusy as error:
-            return {"ok": False, "name": name, "busy": True, "error": error.message, "guidance": error.guidance}
-        except SourceError as error:
-            return {"ok": False, "name": name, "error": error.message, "guidance": error.guidance}
-        return {"ok": True, "name": name, "roles": dict(layout.roles)}
-
-    def _look_at_sink(self) -> dict[str, object]:
-        name = self.config.predictive_api_url
-        try:
-            sink = self._sink()
-            name = sink.name
-            return {"ok": True, "name": name, **sink.profile().as_dict()}
-        except (SinkError, ConfigError) as error:
-            return {"ok": False, "name": name, "error": error.message, "guidance": error.guidance}
-
-    def _checked(self, name: str, look: Callable[[], dict[str, object]]) -> dict[str, object]:
-        """Look in a thread of its own and wait 2 s at most; a look that hangs is joined by the next one, not repeated."""
-        with self._lock:
-            future = self._checks.get(name)
-            if future is None or future.done():
-                future = self._checks[name] = Future()
-                threading.Thread(target=_fulfil, args=(future, look), name=f"benchbridge-check-{name}", daemon=True).start()
-        try:
-            return future.result(_CHECK_TIMEOUT_S)
-        except TimeoutError:
-            return {"ok": None, "error": f"no answer within {_CHECK_TIMEOUT_S:g} s"}
-
     def _shown(self, run: dict[str, Any]) -> dict[str, Any]:
         if run["state"] == "running":
             holder = self.lease_holder()
             if holder is None or holder.run_id != run["run_id"]:
-                run = {
-                    **run,
-                    "state": "interrupted",
-                    "message": "The process that ran it is gone; the next run goes on from where it stopped.",
-                }
+                parts = self._parts()
+                # It may have ended since it was read: the end is recorded before the lease is given back.
+                run = parts.ledger.runs.get(parts.source_id, run["run_id"]) or run
+                if run["state"] == "running":
+                    run = {
+                        **run,
+                        "state": "interrupted",
+                        "message": "The process that ran it is gone; the next run goes on from where it stopped.",
+                    }
         return reports.run_as_json(run)
 
     def _schedule_as_json(self, schedule: Schedule) -> dict[str, Any]:
@@ -529,15 +531,22 @@ class BenchmarkPredictivePerformanceBridge:
         }
 
 
-def _owner() -> str:
-    """Names this engine among all that share a ledger: host, process, and something that no restart repeats."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
+    """A row of `results` with its times as ISO 8601."""
+    shown: dict[str, Any] = dict(row)
+    return {**shown, **{name: reports.iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
 
 
-def _fulfil(future: Future[dict[str, object]], look: Callable[[], dict[str, object]]) -> None:
-    try:
-        future.set_result(look())
-    except Exception as error:  # the edge of a thread
-        if not isinstance(error, BridgeError):
-            _logger.exception("a connection check failed")
-        future.set_result({"ok": False, "error": str(error)})
+def _lookback(days: int) -> int:
+    return days if days <= _LONGEST_LOOKBACK_DAYS else 0
+
+
+def _checked(request: SyncRequest) -> SyncRequest:
+    """The request, or a ConfigError with a sentence. It may come from anybody's Python, and a wrong limit must not mean none."""
+    for name in ("limit", "days"):
+        value = getattr(request, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ConfigError(f"{name} must be a whole number, 0 (no limit) or more, not {value!r}.", guidance="Correct it in the call.")
+    if request.model is not None and (not isinstance(request.model, str) or not request.model):
+        raise ConfigError(f"The model must be a name, not {request.model!r}.", guidance="Leave it out to take all models.")
+    return request if request.days is None else replace(request, days=_lookback(request.days))

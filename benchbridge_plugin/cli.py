@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 some results failed and will be retried, 2 usage, configur
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
-import threading
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from benchbridge_plugin.config import BridgeConfig
     from benchbridge_plugin.model import RunSummary
 
+_JSON = "benchbridge_plugin.cli.json"  # in click's context: whether the call asked for JSON
 _STATES = ("pending", "in_doubt", "delivered", "retrying", "rejected", "superseded", "withdrawn")
 
 
@@ -39,10 +41,14 @@ class _Group(click.Group):
             click.echo(f"Error: {_plain(error.message)}", err=True)
             if error.guidance:
                 click.echo(f"       {_plain(error.guidance)}", err=True)
+            if ctx.meta.get(_JSON):
+                click.echo(json.dumps({"success": False, "error_code": error.code, "message": error.message, "guidance": error.guidance}))
             ctx.exit(error.exit_code)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
+
+
+def _note_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    ctx.meta[_JSON] = value
+    return value
 
 
 def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -59,7 +65,7 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         "api_url": click.option("--api-url", "predictive_api_url", metavar="U", help="Base URL of the predictive API."),
         "api_key": click.option("--api-key", "api_key", metavar="K", help="Key of the predictive API; better: BENCHBRIDGE_API_KEY."),
         "ledger": click.option("--ledger", "ledger_url", metavar="L", help="Ledger file or URL [default: beside the benchmark file]."),
-        "json": click.option("--json", "as_json", is_flag=True, help="Print JSON for machines."),
+        "json": click.option("--json", "as_json", is_flag=True, callback=_note_json, help="Print JSON for machines."),
     }
 
     def apply(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,11 +87,18 @@ def bridge() -> None:
     benchbridge report --benchmark-db results.duckdb
 
     Settings come from the config file, then BENCHBRIDGE_... in the environment, then the options.
-    Exit codes: 0 done, 1 some results failed and will be retried, 2 usage, configuration or ledger, 3 benchmark database, 4 predictive API.
+
+    \b
+    Exit codes:
+      0  done
+      1  some results failed and will be retried, or the sync was stopped
+      2  usage, configuration or ledger
+      3  benchmark database
+      4  predictive API
     """
 
 
-@bridge.command()
+@bridge.command(short_help="Send what is new.")
 @click.option("--model", metavar="M", help="Only results of this model.")
 @click.option("--days", type=click.IntRange(min=0), metavar="N", help="Only results of the last N days; 0: no look-back limit.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Send at most N results; 0: no limit.")
@@ -118,10 +131,10 @@ def sync(
     if everything and limit is not None:
         raise click.UsageError("--all and --limit contradict each other: give one of them.")
     request = SyncRequest(kind="cli", model=model, days=days, limit=0 if everything else limit, dry_run=dry_run)
-    with _bridge(ctx, given) as bridge, _stoppable() as stopping:
+    with _bridge(ctx, given, leave_no_ledger=dry_run) as bridge, _stoppable() as stopping:
         from benchbridge_plugin.console import progress_shown
 
-        _require_source(bridge)
+        bridge.require_source()
         with progress_shown(sys.stderr) as progress:
             summary = bridge.sync(request, progress=progress, stopping=stopping)
         if as_json:
@@ -131,7 +144,7 @@ def sync(
     ctx.exit(_exit_code(summary, strict))
 
 
-@bridge.command()
+@bridge.command(short_help="Show where every result is.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="F", help="Write it to this file.")
 @click.option("--format", "kind", type=click.Choice(["json", "csv", "markdown", "text"]), help="Default: by the file's ending, else text.")
 @_options("benchmark_db", "ledger", "config", "json")
@@ -140,10 +153,11 @@ def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json
     """Show where every result is: the accounting, coverage, refusals, last runs."""
     from benchbridge_plugin import report as reports
 
+    if as_json and kind not in (None, "json"):
+        raise click.UsageError(f"--json and --format {kind} contradict each other: give one of them.")
     endings = {".json": "json", ".csv": "csv", ".md": "markdown"}
     chosen = "json" if as_json else kind or (endings.get(output.suffix.lower(), "text") if output else "text")
     with _bridge(ctx, given) as bridge:
-        _require_source(bridge)
         built = bridge.generate_report()
     rendered = reports.render(built, chosen)
     if output is None:
@@ -156,29 +170,35 @@ def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json
     click.echo(f"Wrote the report of {built['total_results']} results to {output}.", err=True)
 
 
-@bridge.command()
+@bridge.command(short_help="Sync on the schedule until stopped.")
 @click.option("--log-file", type=click.Path(dir_okay=False), metavar="F", help="Log there instead of standard error.")
 @_options("benchmark_db", "api_url", "api_key", "ledger", "config")
 @click.pass_context
 def service(ctx: click.Context, /, log_file: str | None, **given: Any) -> None:
     """Sync on the schedule until stopped (SIGTERM or Ctrl-C), without a web server. Each cycle writes a report to report_output_dir."""
+    import logging
+
+    from benchbridge_plugin.config import redact_url
+
     config = _config(ctx, given).with_changes(auto_sync_enabled=True)
     _configure_logging(config, log_file)
-    import logging
 
     logger = logging.getLogger("benchbridge_plugin.service")
     with _open(config) as bridge, _stoppable() as stopping:
+        bridge.require_source(readable=False)
         bridge.start()
-        schedule = bridge.schedule()
         logger.info(
-            "service started: %s to %s every %g minutes", config.benchmark_db_path, config.predictive_api_url, schedule["interval_minutes"]
+            "service started: %s to %s every %g minutes",
+            config.benchmark_db_path,
+            redact_url(config.predictive_api_url),
+            bridge.schedule()["interval_minutes"],
         )
         stopping.wait()
         logger.info("service stopping")
     logger.info("service stopped")
 
 
-@bridge.command("create-config")
+@bridge.command("create-config", short_help="Write a config file with the documented keys.")
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), metavar="F", help="Where to write it [default: benchbridge.json]."
 )
@@ -198,7 +218,7 @@ def create_config(config_path: Path | None, force: bool) -> None:
     click.echo(f"Wrote {path}. Set benchmark_db_path and predictive_api_url in it, then: benchbridge doctor --config {path}")
 
 
-@bridge.command()
+@bridge.command(short_help="Check every part and say what to do.")
 @_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
@@ -216,19 +236,22 @@ def doctor(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     ctx.exit(next((finding.exit_code for finding in findings if finding.level == "error"), 0))
 
 
-@bridge.command()
+@bridge.command(short_help="Compare the ledger with the predictive API.")
 @click.option("--repair", is_flag=True, help="Put what is missing back to pending; the next sync sends it.")
 @_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
 @click.pass_context
 def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> None:
-    """Compare the ledger with the predictive API: what is missing, doubled or foreign. Exit code 1 when something is."""
+    """Compare the ledger with the predictive API: what is missing there, doubled, or foreign (ours, but not of this ledger).
+
+    Exit code 1 when something is missing or doubled, or the API cannot say. Foreign measurements are no fault: other ledgers may send there too.
+    """
     with _bridge(ctx, given) as bridge:
-        _require_source(bridge)
+        bridge.require_source()
         found = bridge.verify(repair=repair)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        click.echo(f"{found.checked} delivered results checked.")
+        click.echo(f"{_count(found.checked, 'delivered result')} checked.")
         click.echo(f"missing:  {len(found.missing)}{_some(found.missing)}")
         if found.doubled is None or found.foreign is None:
             click.echo(f"doubled, foreign: cannot be told. {_plain(found.note)}")
@@ -246,7 +269,7 @@ def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> 
     ctx.exit(0 if found.clean or (repair and found.repaired == len(found.missing) and not found.doubled and not found.unknown) else 1)
 
 
-@bridge.command()
+@bridge.command(short_help="Make waiting results due now.")
 @click.option("--rejected", is_flag=True, help="Bring refused results back, too.")
 @click.option("--model", metavar="M", help="Only results of this model.")
 @click.option("--reason", metavar="CODE", help="Only results with this reason code.")
@@ -255,12 +278,15 @@ def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> 
 def retry(ctx: click.Context, /, rejected: bool, model: str | None, reason: str | None, **given: Any) -> None:
     """Make results that wait for another attempt due now. The next sync sends them."""
     with _bridge(ctx, given) as bridge:
-        _require_source(bridge)
+        bridge.require_source()
         count = bridge.retry(rejected=rejected, model=model, reason=reason)
-    click.echo(f"{count} results are due now. Send them with: benchbridge sync" if count else "No result matches.")
+    if count:
+        click.echo(f"{_count(count, 'result')} due now. Send with: benchbridge sync")
+    else:
+        click.echo("No result matches." if rejected else "No result waits for another attempt. Refused ones come back with --rejected.")
 
 
-@bridge.command()
+@bridge.command(short_help="List single results with their place and reason.")
 @click.option("--state", type=click.Choice(_STATES), metavar="S", help=f"Only this state: {', '.join(_STATES)}.")
 @click.option("--model", metavar="M", help="Only results of this model.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Show at most N (with --json: all).")
@@ -269,11 +295,12 @@ def retry(ctx: click.Context, /, rejected: bool, model: str | None, reason: str 
 def results(ctx: click.Context, /, state: str | None, model: str | None, limit: int, as_json: bool, **given: Any) -> None:
     """List single results with their place and reason."""
     from benchbridge_plugin import report as reports
+    from benchbridge_plugin.bridge import result_as_json
     from benchbridge_plugin.model import STATE_NAMES
 
     states = {name: value for value, name in STATE_NAMES.items()}
     with _bridge(ctx, given) as bridge:
-        _require_source(bridge)
+        bridge.require_source()
         chosen = states[state] if state else None
         if as_json:
             cursor, first = None, True
@@ -281,7 +308,7 @@ def results(ctx: click.Context, /, state: str | None, model: str | None, limit: 
             while True:
                 page = bridge.results(state=chosen, model=model, limit=1_000, cursor=cursor)
                 for row in page.rows:
-                    click.echo(("\n" if first else ",\n") + json.dumps(row), nl=False)
+                    click.echo(("\n" if first else ",\n") + json.dumps(result_as_json(row)), nl=False)
                     first = False
                 if (cursor := page.next_cursor) is None:
                     break
@@ -290,15 +317,21 @@ def results(ctx: click.Context, /, state: str | None, model: str | None, limit: 
         page = bridge.results(state=chosen, model=model, limit=limit)
         untouched = bridge.accounting()["pending"] if state in (None, "pending") else 0
     columns = ("result_id", "state", "model", "hardware", "attempts", "reason_code", "reason")
-    click.echo(reports.table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in page.rows]))
+    if page.rows:
+        click.echo(reports.table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in page.rows]))
+    else:
+        click.echo("No result matches." if state or model else "No sync has taken up a result yet.")
     if page.next_cursor:
         click.echo("... and more: --limit shows more of them, --json all.", err=True)
     if untouched:
-        click.echo(f"{untouched} results are pending; those that no sync took up yet are not listed one by one.", err=True)
+        click.echo(f"{_count(untouched, 'result')} pending; those that no sync took up yet are not listed one by one.", err=True)
 
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the command
     bridge(prog_name="benchbridge")
 
 
@@ -319,7 +352,7 @@ def _config(ctx: click.Context, given: dict[str, Any]) -> BridgeConfig:
 
 
 def _hosted(ctx: click.Context) -> BridgeConfig | None:
-    """The configuration inside the Flask application of `flask bridge ...`, if that is how we were called and the plugin is enabled there."""
+    """The configuration inside the Flask application of `flask bridge ...`, if that is how we were called. Raises what is wrong with it."""
     if "flask.cli" not in sys.modules:
         return None
     from flask.cli import ScriptInfo
@@ -327,15 +360,29 @@ def _hosted(ctx: click.Context) -> BridgeConfig | None:
     info = ctx.find_object(ScriptInfo)
     if info is None:
         return None
-    found = info.load_app().extensions.get("benchbridge")
-    return None if found is None else found.config
+    extensions = info.load_app().extensions
+    if extensions.get("benchbridge") is not None:
+        config: BridgeConfig = extensions["benchbridge"].config
+        return config
+    if isinstance(error := extensions.get("benchbridge.error"), BridgeError):
+        raise error
+    raise ConfigError(
+        "The bridge is not enabled in this Flask application.",
+        guidance='Set "enabled": true in its section benchmark_predictive_performance, or give --config.',
+    )
 
 
 @contextmanager
-def _bridge(ctx: click.Context, given: dict[str, Any]) -> Iterator[BenchmarkPredictivePerformanceBridge]:
+def _bridge(ctx: click.Context, given: dict[str, Any], *, leave_no_ledger: bool = False) -> Iterator[BenchmarkPredictivePerformanceBridge]:
+    """`leave_no_ledger`: one that is not there yet is made in a temporary directory."""
     config = _config(ctx, given)
     _configure_logging(config, None, quiet=True)
-    with _open(config) as bridge:
+    with ExitStack() as stack:
+        bridge = stack.enter_context(_open(config))
+        if leave_no_ledger and bridge.ledger_path is not None and not bridge.ledger_path.exists():
+            bridge.require_source()
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchbridge-"))
+            bridge = stack.enter_context(_open(config.with_changes(ledger_url=str(Path(directory) / "ledger.sqlite"))))
         yield bridge
 
 
@@ -343,15 +390,6 @@ def _open(config: BridgeConfig) -> BenchmarkPredictivePerformanceBridge:
     from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 
     return BenchmarkPredictivePerformanceBridge(config=config)
-
-
-def _require_source(bridge: BenchmarkPredictivePerformanceBridge) -> None:
-    """A mistyped path must not leave a new ledger behind: without a ledger there has to be a benchmark file."""
-    from benchbridge_plugin.source import BenchmarkSource
-
-    url = bridge.config.resolved_ledger_url
-    if not (url.startswith("sqlite:///") and Path(url.removeprefix("sqlite:///")).exists()):
-        BenchmarkSource(bridge.config.benchmark_db_path).signature()
 
 
 def _configure_logging(config: BridgeConfig, log_file: str | None, *, quiet: bool = False) -> None:
@@ -366,14 +404,33 @@ def _configure_logging(config: BridgeConfig, log_file: str | None, *, quiet: boo
             f"The log file {file} cannot be written: {error.strerror}.", guidance="Set logging.file or --log-file to another path."
         ) from None
     level = max(logging.getLevelName(config.logging.level), logging.ERROR) if quiet and not file else config.logging.level
-    logging.basicConfig(level=level, format=config.logging.format, handlers=[handler], force=True)
+    try:
+        logging.basicConfig(level=level, format=config.logging.format, handlers=[handler], force=True)
+    except ValueError as error:
+        handler.close()
+        raise ConfigError(f"logging.format cannot be used: {error}.", guidance="docs/configuration.md has one that can.") from None
 
 
-class _Stop(threading.Event):
-    """Set by SIGTERM or Ctrl-C; callable, as the engine asks for it."""
+class _Stop:
+    """Set by SIGTERM or Ctrl-C; callable, as the engine asks for it. A pipe, because a handler may not wait for the lock of an event."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._told, self._tell = os.pipe()
 
     def __call__(self) -> bool:
-        return self.is_set()
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+        os.write(self._tell, b"!")
+
+    def wait(self) -> None:
+        os.read(self._told, 1)
+
+    def close(self) -> None:
+        os.close(self._told)
+        os.close(self._tell)
 
 
 @contextmanager
@@ -382,9 +439,10 @@ def _stoppable() -> Iterator[_Stop]:
     stop = _Stop()
 
     def ask(number: int, _frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if stop() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
+        if not stop():
+            stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -392,14 +450,19 @@ def _stoppable() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        stop.close()
 
 
 def _print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBridge) -> None:
     from benchbridge_plugin.report import table
 
-    click.echo(_plain(summary.message))
-    if summary.guidance:
-        click.echo(_plain(summary.guidance))
+    if summary.error_code is None:
+        click.echo(_plain(summary.message))
+    else:
+        click.echo(f"Error: {_plain(summary.message)}", err=True)
+        click.echo(f"       {_plain(summary.guidance)}", err=True)
+    if summary.state == "stopped":
+        click.echo("Stopped as asked. What was not sent is pending; the next sync goes on from there.")
     if summary.reasons:
         click.echo()
         click.echo(
@@ -408,6 +471,8 @@ def _print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBr
     if summary.dry_run:
         return
     accounting = bridge.accounting()
+    if accounting["compared_at"] is None:  # it did not get as far as the file, and zeros would look like an empty one
+        return
     names = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
     click.echo()
     click.echo(
@@ -415,6 +480,8 @@ def _print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBr
     )
     if accounting["rejected"]:
         click.echo("\nWhy results were refused: benchbridge results --state rejected")
+    if accounting["pending"] and summary.error_code is None and summary.state != "stopped":
+        click.echo(f"\nStill pending: {accounting['pending']:,}. Send all of them with: benchbridge sync --all")
 
 
 def _as_json(summary: RunSummary) -> dict[str, Any]:
@@ -431,6 +498,10 @@ def _exit_code(summary: RunSummary, strict: bool) -> int:
     if summary.failed or summary.state == "stopped":
         return 1
     return 1 if strict and summary.rejected else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _some(names: Any) -> str:

@@ -61,8 +61,13 @@ def _bar(stream: TextIO) -> Iterator[Callable[[Progress], object]]:
     )
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("starting", total=None, rate="")
+        phase = ""
 
         def show(progress: Progress) -> None:
+            nonlocal phase
+            if progress.phase != phase:  # another kind of work: the speed so far says nothing about it
+                phase = progress.phase
+                bar.reset(task, rate="")
             speed = bar.tasks[0].speed
             bar.update(
                 task,

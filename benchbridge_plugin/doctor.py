@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.config import BridgeConfig
-from benchbridge_plugin.errors import BridgeError, SinkError
+from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.model import CONTRACT_HARDWARE, SyncRequest
+
+_PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,11 @@ def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
         return [*findings, _bad("config", error)]
     findings.append(Finding("ok", "config", "read and checked"))
     with tempfile.TemporaryDirectory(prefix="benchbridge-doctor-") as directory:
-        scratch = settings.with_changes(ledger_url=str(Path(directory) / "ledger.sqlite"), source_busy_timeout_s=2.0)
+        scratch = settings.with_changes(
+            ledger_url=str(Path(directory) / "ledger.sqlite"),
+            source_busy_timeout_s=min(settings.source_busy_timeout_s, 2.0),
+            request_timeout_s=min(settings.request_timeout_s, _PATIENCE_S),
+        )
         with BenchmarkPredictivePerformanceBridge(config=scratch) as bridge:
             source = _source(bridge)
             sink = _sink(bridge, settings)
@@ -77,30 +85,62 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
 
 
 def _ledger(config: BridgeConfig) -> Finding:
-    from benchbridge_plugin.ledger import Ledger
+    """Looks without `Ledger`, which would make the tables, or bring them up to date."""
+    from sqlalchemy import create_engine, inspect, select
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
 
-    url = config.resolved_ledger_url
-    path = Path(url.removeprefix("sqlite:///"))
-    if url.startswith("sqlite:///") and not path.exists():
-        if path.parent.is_dir():
-            return Finding("ok", "ledger", f"{path} is not there yet; the first sync makes it")
-        return Finding("error", "ledger", f"there is no directory {path.parent}", "Create it, or set ledger_url (--ledger).", 2)
-    ledger = None
+    from benchbridge_plugin.ledger.schema import VERSION, ledger_meta
+
     try:
-        ledger = Ledger(url)
-        ledger.check()
-        return Finding("ok", "ledger", f"{ledger.place} is readable")
-    except BridgeError as error:
-        return _bad("ledger", error)
-    finally:
-        if ledger is not None:
-            ledger.close()
+        url = make_url(config.resolved_ledger_url)
+        place = url.render_as_string(hide_password=True)
+        if url.get_backend_name() == "sqlite":
+            path = Path(url.database or "")
+            place = str(path)
+            if finding := _not_there(path):
+                return finding
+            url = make_url(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
+        engine = create_engine(url)
+        try:
+            with engine.connect() as connection:
+                tables = inspect(connection).get_table_names()
+                known = ledger_meta.name in tables
+                found = connection.execute(select(ledger_meta.c.value).where(ledger_meta.c.name == "version")).scalar() if known else None
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return Finding(
+            "error", "ledger", f"the ledger cannot be read: {cause}", "Check ledger_url (--ledger); docs/operations.md says more.", 2
+        )
+    version = int(found or 0)
+    if version > VERSION:
+        message = f"{place} has version {version}, and this benchbridge knows versions up to {VERSION}"
+        return Finding("error", "ledger", message, "Upgrade benchbridge: pip install -U benchbridge.", 2)
+    if version == 0 and tables:
+        message = f"{place} holds something else ({', '.join(tables[:3])}); the next sync would add its tables to it"
+        return Finding("warning", "ledger", message, "Check ledger_url (--ledger).")
+    if 0 < version < VERSION:
+        return Finding("ok", "ledger", f"{place} has version {version}; the next sync brings it up to date")
+    return Finding("ok", "ledger", f"{place} is readable" if version else f"{place} is empty; the first sync makes its tables")
+
+
+def _not_there(path: Path) -> Finding | None:
+    """What there is to say without opening the file: it is missing, or may not be written."""
+    if not path.parent.is_dir():
+        return Finding("error", "ledger", f"there is no directory {path.parent}", "Create it, or set ledger_url (--ledger).", 2)
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        return Finding(
+            "error", "ledger", f"{path} may not be written by this user", "Allow it, or set ledger_url (--ledger) to another place.", 2
+        )
+    return None if path.exists() else Finding("ok", "ledger", f"{path} is not there yet; the first sync makes it")
 
 
 def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) -> list[Finding]:
     try:
         name, profile = bridge.sink_profile()
-    except (SinkError, BridgeError) as error:
+    except BridgeError as error:
         return [_bad("predictive API", error)]
     capabilities = ", ".join(sorted(profile.capabilities)) or "none: the base contract"
     findings = [

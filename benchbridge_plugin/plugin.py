@@ -1,12 +1,14 @@
 """The hooks of the Unified API Server. The only file that imports pluggy.
 
 A hook never raises and, while the plugin is disabled, does nothing and imports nothing heavy. Enabled but wrong, the server stays up and
-/api/bridge/status says what is wrong, unless `strict` asks for the opposite.
+/api/bridge/status says what is wrong. With `strict` the server does not start: the hook ends the process, since a host takes care that an exception
+of a plugin does not.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 PROJECT = "unified_api_server"
 EXTENSION = "benchbridge"
+ERROR = "benchbridge.error"
+_EXIT_CODE = 3  # gunicorn, too, takes it for a server that will not boot, and does not try again
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 _logger = logging.getLogger(__name__)
@@ -42,14 +46,19 @@ def init_app(app: Flask, config: Mapping[str, Any] | None = None) -> None:
     where = f"section {SECTION}"
     try:
         if not isinstance(section, Mapping):
-            raise ConfigError(f"{SECTION} must be a JSON object, not {section!r}.")
-        settings = _with_environment(section)
-        bridge = _build(app, from_mapping(settings, where=where))
+            raise ConfigError(
+                f"The section {SECTION} must be a JSON object, not {type(section).__name__}.", guidance='Begin with: {"enabled": true}.'
+            )
+        settings = from_mapping(_with_environment(section), where=where)
+        if not settings.enabled:  # off, said in a way that only the config knows, such as "False"
+            return
+        bridge = _build(app, settings)
     except BridgeError as error:
-        if isinstance(section, Mapping) and section.get("strict") is True:
+        if _strict(section):
             raise
         _logger.error("benchbridge is enabled but cannot work: %s", error)
         app.extensions[EXTENSION] = None
+        app.extensions[ERROR] = error
         app.register_blueprint(create_broken_blueprint(error))
         return
     app.extensions[EXTENSION] = bridge
@@ -57,7 +66,7 @@ def init_app(app: Flask, config: Mapping[str, Any] | None = None) -> None:
 
 
 def start(app: Flask) -> None:
-    """Begin to serve in this process: the timer starts if `auto_sync_enabled`. Logs what is wrong instead of raising it."""
+    """Begin to serve in this process: the timer starts if `auto_sync_enabled`. Logs what is wrong; raises it only with `"strict": true`."""
     bridge = _bridge(app)
     if bridge is None:
         return
@@ -83,8 +92,8 @@ def stop(app: Flask) -> None:
 def unified_server_register_routes(app: Flask) -> None:
     try:
         init_app(app)
-    except BridgeError:
-        raise  # `strict`: the operator wants the server not to start
+    except BridgeError as error:
+        _refuse_to_start(error)
     except Exception:  # the edge of a hook
         _logger.exception("benchbridge could not add its routes")
 
@@ -93,8 +102,8 @@ def unified_server_register_routes(app: Flask) -> None:
 def unified_server_startup(app: Flask) -> None:
     try:
         start(app)
-    except BridgeError:
-        raise  # `strict`
+    except BridgeError as error:
+        _refuse_to_start(error)
     except Exception:  # the edge of a hook
         _logger.exception("benchbridge could not start")
 
@@ -123,8 +132,15 @@ def unified_server_health(app: Flask) -> Mapping[str, object] | None:
         return {EXTENSION: {"status": "error"}}
 
 
+def _refuse_to_start(error: BridgeError) -> None:
+    """The operator set `strict`: say why, also where no log is configured, and end the process."""
+    sys.stderr.write(f"benchbridge: strict is set, so the server does not start. {error}\n")
+    raise SystemExit(_EXIT_CODE)
+
+
 def _build(app: Flask, config: Any) -> BenchmarkPredictivePerformanceBridge:
-    from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, HostServices
+    from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+    from benchbridge_plugin.ends import HostServices
 
     host = HostServices(
         services=lambda: app.extensions.get("unified_server.services", {}),
@@ -149,6 +165,15 @@ def _enabled(section: object) -> bool:
     if section is None or section is False:
         return False
     return not isinstance(section, Mapping) or section.get("enabled", False) not in (False, None, "false", "no", "off", "0", 0)
+
+
+def _strict(section: object) -> bool:
+    """Whether a config that cannot be read as a whole asks for `strict`."""
+    import os
+
+    said = section.get("strict") if isinstance(section, Mapping) else None
+    said = os.environ.get("BENCHBRIDGE_STRICT", "") if said is None else said
+    return str(said).strip().lower() in ("true", "1", "yes", "on")
 
 
 def _with_environment(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class SyncScheduler:
             # The library says something for every look; under names of our own that can be kept quiet without touching the host's logging.
             logging.getLogger(f"apscheduler.executors.{_EXECUTOR}").setLevel(logging.ERROR)
             quiet = logging.getLogger(f"{__name__}.timer")
-            quiet.setLevel(logging.WARNING)
+            quiet.setLevel(logging.ERROR)  # a look that is left out while a cycle runs is no news either
             self._scheduler = BackgroundScheduler(
                 timezone=UTC,
                 daemon=True,

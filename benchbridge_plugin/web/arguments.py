@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,13 +20,25 @@ class InvalidArgument(BridgeError):
     http_status = 422
 
 
+class InvalidBody(BridgeError):
+    code = "invalid_json"
+    http_status = 400
+
+
 def body(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
     """The JSON object of the request with nothing but the allowed keys, each of its type or absent. An empty body is an empty object."""
-    if not request.get_data(cache=True):
+    text = request.get_data()
+    if not text:
         return {}
     if not request.is_json:
         raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
-    given = request.get_json()
+    try:
+        given = json.loads(text)
+    except RecursionError:
+        raise InvalidBody("The body is nested too deeply.", guidance="It is one JSON object without anything nested but lists.") from None
+    except ValueError as error:  # not JSON, or not text
+        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InvalidBody(f"The body is not JSON{where}.", guidance="Send one JSON object.") from None
     if not isinstance(given, Mapping):
         raise InvalidArgument("The body must be a JSON object.", guidance=f"It may have: {', '.join(allowed)}.")
     for name, value in given.items():
@@ -67,14 +80,17 @@ def _check(name: str, value: object, kind: type) -> None:
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         str: isinstance(value, str),
-        list: isinstance(value, list)
-        and len(value) <= 10_000
-        and all(isinstance(item, str) and len(item) <= _LONGEST_TEXT for item in value),
+        list: isinstance(value, list) and len(value) <= 10_000 and all(isinstance(item, str) for item in value),
     }[kind]
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list of at most 10,000 texts"}[kind]
     if not right:
         raise InvalidArgument(f"{name} must be {wanted}.")
-    if isinstance(value, str) and (len(value) > _LONGEST_TEXT or "\x00" in value):
-        raise InvalidArgument(f"{name} must be at most {_LONGEST_TEXT} characters without a null character.")
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and not _is_plain(text) for text in texts):
+        raise InvalidArgument(f"{name} must be at most {_LONGEST_TEXT:,} characters, without null characters and lone surrogates.")
     if isinstance(value, (int, float)) and not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:
         raise InvalidArgument(f"{name} is out of range.")
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= _LONGEST_TEXT and not any(character == "\x00" or "\ud800" <= character <= "\udfff" for character in text)

@@ -42,7 +42,8 @@ class KeyRing:
         if given is None:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             given = token.strip() if scheme.lower() == "bearer" else ""
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self._key().encode())
+        # WSGI hands over the header's bytes as latin-1; this gives them back as they came.
+        return hmac.compare_digest(given.encode("latin-1", "replace"), self._key().encode())
 
     def _key(self) -> str:
         if self._configured:

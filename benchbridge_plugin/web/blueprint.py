@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request, url_for
+from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from benchbridge_plugin import report as reports
-from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.web import problems
@@ -20,6 +21,7 @@ PREFIX = "/api/bridge"
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
 _CURSOR = re.compile(r"[0-9a-f]{32}\..{1,900}", re.DOTALL)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 
 
@@ -57,6 +59,8 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         given = body(request, {"model": str, "days": int, "limit": int, "dry_run": bool, "wait": bool})
         within(given, "days", 0, 100_000)
         within(given, "limit", 0)
+        if given.get("model") == "":
+            raise InvalidArgument("model must be a name.", guidance="Leave it out to take all models.")
         wait = given.pop("wait", False)
         asked = SyncRequest(kind="http", **given)
         if asked.dry_run:
@@ -65,15 +69,17 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         location = {"Location": url_for("benchbridge.run", run_id=run_id)}
         if not wait:
             return jsonify({"run_id": run_id, "joined": joined, "state": "running"}), 202, location
-        return jsonify({**(bridge.wait_for_run(run_id, _LONGEST_WAIT_S) or {}), "joined": joined}), 200, location
+        found = bridge.wait_for_run(run_id, _LONGEST_WAIT_S) or {}
+        return jsonify({**found, "joined": joined}), 202 if found.get("state") == "running" else 200, location
 
     @routes.get("/runs")
     def runs() -> ResponseReturnValue:
         given = query(request, {"limit": int, "before": int})
         within(given, "limit", 1, 1_000)
-        found = bridge.runs(limit=given.get("limit", 20), before=given.get("before"))
-        following = found[-1]["run_id"] if len(found) == given.get("limit", 20) and found[-1]["run_id"] > 1 else None
-        return jsonify({"runs": found, "next": url_for("benchbridge.runs", before=following) if following else None})
+        limit = given.get("limit", 20)
+        found = bridge.runs(limit=limit + 1, before=given.get("before"))
+        following = url_for("benchbridge.runs", limit=limit, before=found[limit - 1]["run_id"]) if len(found) > limit else None
+        return jsonify({"runs": found[:limit], "next": following})
 
     @routes.get("/runs/<int:run_id>")
     def run(run_id: int) -> ResponseReturnValue:
@@ -100,7 +106,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         again: dict[str, Any] = {**request.args.to_dict(), "cursor": page.next_cursor}
         return jsonify(
             {
-                "results": [_result(row) for row in page.rows],
+                "results": [result_as_json(row) for row in page.rows],
                 "next": url_for("benchbridge.results", **again) if page.next_cursor else None,
             }
         )
@@ -139,6 +145,17 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     def health() -> ResponseReturnValue:
         return jsonify(bridge.health())
 
+    @routes.route("", methods=_METHODS)
+    @routes.route("/", methods=_METHODS)
+    @routes.route("/<path:path>", methods=_METHODS)
+    def nothing(path: str = "") -> ResponseReturnValue:
+        """Everything else under the prefix, so that here too the answer is a problem document and not the host's page."""
+        if allowed := _methods_here():
+            raise MethodNotAllowed(sorted(allowed), f"This route takes {' and '.join(sorted(allowed))}.")
+        return problems.problem(
+            404, "no_such_route", f"There is no route {PREFIX}/{path[:200]}.", guidance="docs/host.md lists the routes."
+        )
+
     return routes
 
 
@@ -146,12 +163,28 @@ def create_broken_blueprint(error: BridgeError) -> Blueprint:
     """What an enabled but misconfigured plugin offers: every route says what is wrong. There is no key to ask for, and nothing else to see."""
     routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
 
-    @routes.route("/", defaults={"path": ""}, methods=["GET", "POST"])
-    @routes.route("/<path:path>", methods=["GET", "POST"])
+    @routes.route("", methods=_METHODS)
+    @routes.route("/", methods=_METHODS)
+    @routes.route("/<path:path>", methods=_METHODS)
     def broken(**_: str) -> ResponseReturnValue:
         return problems.problem(503, error.code, error.message, guidance=error.guidance, error=error.message)
 
     return routes
+
+
+def _methods_here() -> set[str]:
+    """The methods for which this path has a route of its own."""
+    adapter = current_app.create_url_adapter(request)
+    assert adapter is not None  # in a request there is one
+    allowed = set()
+    for method in ("GET", "POST"):
+        try:
+            endpoint, _ = adapter.match(request.path, method)
+        except HTTPException:  # a redirect is one, too
+            continue
+        if endpoint != request.endpoint:
+            allowed.add(method)
+    return allowed
 
 
 def _state(name: str | None) -> State | None:
@@ -160,7 +193,3 @@ def _state(name: str | None) -> State | None:
     if name not in _STATES:
         raise InvalidArgument(f"There is no state {name!r}.", guidance=f"Choose one of: {', '.join(_STATES)}.")
     return _STATES[name]
-
-
-def _result(row: Any) -> dict[str, Any]:
-    return {**row, **{name: reports.iso(row[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}

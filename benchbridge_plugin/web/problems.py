@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
-from benchbridge_plugin.errors import BridgeError
+from benchbridge_plugin.errors import BridgeError, ConfigError
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +27,9 @@ def problem(
 
 
 def of_error(error: BridgeError) -> Response:
-    return problem(error.http_status, error.code, error.message, guidance=error.guidance)
+    """A wrong configuration is 503 here, as the rest of what only the operator can put right."""
+    status = 503 if isinstance(error, ConfigError) else error.http_status
+    return problem(status, error.code, error.message, guidance=error.guidance)
 
 
 def install(blueprint: Blueprint) -> None:
@@ -40,7 +42,8 @@ def install(blueprint: Blueprint) -> None:
     @blueprint.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
-        return problem(status, error.name.lower().replace(" ", "_"), error.description or error.name)
+        headers = {name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")}
+        return problem(status, error.name.lower().replace(" ", "_"), error.description or error.name, headers=headers)
 
     @blueprint.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:  # the edge of a route

@@ -1,0 +1,186 @@
+"""The doctor: every part in turn, what is wrong, what to do, and nothing changed."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchbridge_plugin.cli import bridge as group
+from benchbridge_plugin.config import BridgeConfig, load
+from benchbridge_plugin.doctor import Finding, examine
+from benchbridge_plugin.errors import ConfigError
+from tests.kit.base_contract import BaseContractServer
+from tests.kit.layouts import build
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("doctor") / "bench.duckdb"
+    build("V1", path, limit=40, newest=datetime.now(UTC))
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, sample: Path) -> Path:
+    return Path(shutil.copy(sample, tmp_path / "bench.duckdb"))
+
+
+@pytest.fixture
+def api() -> Iterator[BaseContractServer]:
+    with BaseContractServer() as server:
+        yield server
+
+
+def look(database: Path, api: BaseContractServer, **settings: Any) -> dict[str, list[Finding]]:
+    """The findings by part."""
+    config = BridgeConfig().with_changes(benchmark_db_path=str(database), predictive_api_url=api.url, **settings)
+    findings: dict[str, list[Finding]] = {}
+    for finding in examine(lambda: config):
+        findings.setdefault(finding.part, []).append(finding)
+    return findings
+
+
+def test_a_healthy_setup_is_all_ok_and_says_what_a_sync_would_do(database: Path, api: BaseContractServer) -> None:
+    """In the order of a result's way, with a forecast at the end; nothing is left behind and nothing is sent."""
+    before = {path: path.stat() for path in database.parent.iterdir()}
+    found = look(database, api)
+    assert list(found) == ["versions", "config", "benchmark db", "ledger", "predictive API", "results"]
+    assert [finding.level for part in list(found)[:-1] for finding in found[part]] == ["ok"] * 6
+    assert "22 could be sent, 18 would be refused" in found["results"][0].message
+    assert (found["results"][1].level, "precision_unsupported (18)" in found["results"][1].message) == ("warning", True)
+    assert {path: path.stat().st_mtime_ns for path in database.parent.iterdir()} == {
+        path: stat.st_mtime_ns for path, stat in before.items()
+    }
+    assert api.rows == []
+
+
+def test_a_wrong_config_ends_the_examination(tmp_path: Path) -> None:
+    """There is nothing to look at then."""
+
+    def config() -> BridgeConfig:
+        raise ConfigError("Wrong.", guidance="Right it.")
+
+    findings = examine(config)
+    assert [(finding.part, finding.level, finding.exit_code) for finding in findings] == [("versions", "ok", 0), ("config", "error", 2)]
+    assert findings[-1].guidance == "Right it."
+
+
+def test_every_fault_is_found_in_one_go(tmp_path: Path) -> None:
+    """The file, the ledger's place and the API are all wrong, and all three are told."""
+    config = BridgeConfig().with_changes(
+        benchmark_db_path=str(tmp_path / "none.duckdb"),
+        predictive_api_url="http://127.0.0.1:1",
+        ledger_url=str(tmp_path / "no" / "l.sqlite"),
+    )
+    wrong = {finding.part: finding for finding in examine(lambda: config) if finding.level == "error"}
+    assert {part: finding.exit_code for part, finding in wrong.items()} == {"benchmark db": 3, "ledger": 2, "predictive API": 4}
+    assert all(finding.guidance for finding in wrong.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def ledger(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+META = "CREATE TABLE ledger_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+
+@pytest.mark.parametrize(
+    ("statements", "level", "word"),
+    [
+        ((META, "INSERT INTO ledger_meta VALUES ('version', '999')"), "error", "version 999"),
+        (("CREATE TABLE customers (id INTEGER)",), "warning", "customers"),
+        ((), "ok", "is empty"),
+    ],
+)
+def test_the_ledger_is_looked_at_and_not_touched(
+    database: Path, api: BaseContractServer, statements: tuple[str, ...], level: str, word: str
+) -> None:
+    """A newer one, somebody else's database, an empty file: each is told, and none is made into a ledger."""
+    path = Path(f"{database}.bridge.sqlite")
+    path.touch()
+    ledger(path, *statements)
+    before = path.read_bytes()
+    (finding,) = look(database, api)["ledger"]
+    assert (finding.level, word in finding.message) == (level, True), finding
+    assert path.read_bytes() == before
+
+
+def test_a_ledger_in_use_is_readable(database: Path, api: BaseContractServer) -> None:
+    """Beside a bridge that has it open, and after it."""
+    from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
+
+    with BenchmarkPredictivePerformanceBridge(database, api.url) as bridge:
+        bridge.sync_recent_results(limit=1)
+        assert look(database, api)["ledger"][0].message.endswith("is readable")
+    assert look(database, api)["ledger"][0].message.endswith("is readable")
+
+
+def test_a_ledger_that_is_no_database_is_told(database: Path, api: BaseContractServer) -> None:
+    """With what to do."""
+    Path(f"{database}.bridge.sqlite").write_text("no database, and long enough to be taken for one. " * 40)
+    (finding,) = look(database, api)["ledger"]
+    assert (finding.level, finding.exit_code, "not a database" in finding.message) == ("error", 2, True)
+
+
+def test_a_password_in_the_ledger_url_is_not_shown(database: Path, api: BaseContractServer) -> None:
+    """Whatever is wrong with the server."""
+    (finding,) = look(database, api, ledger_url="postgresql+psycopg://bridge:SECRET@127.0.0.1:1/ledger")["ledger"]
+    assert finding.level == "error"
+    assert "SECRET" not in f"{finding.message} {finding.guidance}"
+
+
+def test_a_missing_column_is_a_warning_with_the_setting_that_helps(tmp_path: Path, api: BaseContractServer) -> None:
+    """Without a precision results are refused; one who knows better can say so."""
+    build("V7", tmp_path / "bare.duckdb", limit=5, newest=datetime.now(UTC))
+    found = look(tmp_path / "bare.duckdb", api)["benchmark db"]
+    assert [finding.level for finding in found] == ["ok", "warning"]
+    assert "default_precision" in found[1].guidance
+    assert len(look(tmp_path / "bare.duckdb", api, default_precision="fp32")["benchmark db"]) == 1
+
+
+def test_plain_sources_without_lookup_are_warned_about(database: Path, api: BaseContractServer) -> None:
+    """A server that cannot be asked leaves results in doubt."""
+    found = look(database, api, measurement_source="plain")["predictive API"]
+    assert (found[-1].level, "keyed" in found[-1].guidance) == ("warning", True)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("config", 2), ("file", 3), ("api", 4), (None, 0)])
+def test_the_command_has_the_exit_code_of_the_first_fault(
+    database: Path,
+    api: BaseContractServer,
+    fault: str | None,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And prints a line for each finding, or JSON."""
+    monkeypatch.chdir(database.parent)
+    words = ["--benchmark-db", "none.duckdb" if fault == "file" else str(database)]
+    words += ["--api-url", "http://127.0.0.1:1" if fault == "api" else api.url]
+    words += ["--config", "none.json"] if fault == "config" else []
+    with pytest.raises(SystemExit) as ended:
+        group.main(["doctor", *words], prog_name="benchbridge")
+    out = capsys.readouterr().out
+    assert int(ended.value.code or 0) == code
+    assert ("error  " in out) is (code > 0)
+    with pytest.raises(SystemExit):
+        group.main(["doctor", *words, "--json"], prog_name="benchbridge")
+    import json
+
+    assert {finding["level"] for finding in json.loads(capsys.readouterr().out)} <= {"ok", "warning", "error"}
+
+
+def test_the_defaults_are_examined_when_nothing_is_configured() -> None:
+    """`load` without a file gives what the doctor then looks at."""
+    assert load().benchmark_db_path == "benchmark_db.duckdb"
