@@ -17,12 +17,14 @@ from uuid import UUID
 
 import pyarrow as pa
 
+from benchbridge_plugin.config import redact_url
 from benchbridge_plugin.errors import SinkError, SinkUnreachable
 from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Fate, Outcome, Receipt, Settlement, SinkProfile
 from benchbridge_plugin.sinks.base import KEYED_PREFIX
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
 from benchbridge_plugin.sinks.openapi import enums_of
 from benchbridge_plugin.sinks.verdicts import judge, never_taken, uncertain, unusable
+from benchbridge_plugin.sinks.wsgi import IN_PROCESS_URL
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ class HttpSink:
 
     @property
     def name(self) -> str:
-        return self._exchange.base_url
+        url = self._exchange.base_url
+        return "this server's own routes" if url == IN_PROCESS_URL else redact_url(url)
 
     @property
     def _harmless_again(self) -> bool:
