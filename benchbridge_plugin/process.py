@@ -15,7 +15,9 @@ from pathlib import Path
 
 def identity() -> str:
     """The name of this process and of one engine in it: `host:pid:where:start:nonce`. The nonce is new for every call."""
-    return ":".join([socket.gethostname().replace(":", "_"), str(os.getpid()), _where(), _started(os.getpid()) or "-", secrets.token_hex(3)])
+    return ":".join(
+        [socket.gethostname().replace(":", "_"), str(os.getpid()), _where(), _started(os.getpid()) or "-", secrets.token_hex(3)]
+    )
 
 
 def is_gone(name: str) -> bool:
@@ -40,7 +42,7 @@ def _where() -> str:
     """The kernel and the process namespace, or '-' where there is no /proc to ask."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return "-"
     return f"{boot[:8]}-{namespace.strip('pid:[]')}"

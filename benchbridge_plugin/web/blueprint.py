@@ -16,6 +16,7 @@ from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.web import problems
 from benchbridge_plugin.web.arguments import InvalidArgument, body, query, within
 from benchbridge_plugin.web.auth import HEADER, KeyRing
+from benchbridge_plugin.web.openapi import document
 
 PREFIX = "/api/bridge"
 _LARGEST_BODY = 1024 * 1024

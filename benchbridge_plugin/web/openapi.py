@@ -137,7 +137,7 @@ def _route(
     path: Mapping[str, _Schema] | None = None,
     body: Mapping[str, _Schema] | None = None,
 ) -> dict[str, Any]:
-    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in (query or {}).items()]
+    parameters: list[dict[str, Any]] = [{"name": name, "in": "query", "schema": schema} for name, schema in (query or {}).items()]
     parameters += [{"name": name, "in": "path", "required": True, "schema": schema} for name, schema in (path or {}).items()]
     everywhere = {401: _reference("Problem"), 503: _reference("Problem")}
     route: dict[str, Any] = {
@@ -147,12 +147,13 @@ def _route(
     if parameters:
         route["parameters"] = parameters
     if body is not None:
-        schema = {"type": "object", "additionalProperties": False, "properties": dict(body)}
+        schema: _Schema = {"type": "object", "additionalProperties": False, "properties": dict(body)}
         route["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
     return route
 
 
 def _answer(status: int, schema: _Schema) -> dict[str, Any]:
+    content: dict[str, Any]
     if status >= 400:
         content = {"application/problem+json": {"schema": schema}}
     elif any("/" in name for name in schema):  # several media types
