@@ -44,8 +44,8 @@ def body(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in allowed:
             raise InvalidArgument(f"There is no argument {str(name)[:100]!r}.", guidance=f"There are: {', '.join(allowed)}.")
-        _check(name, value, allowed[name])
-    return {name: value for name, value in given.items() if value is not None}
+        _check(name, _whole(value) if allowed[name] is int else value, allowed[name])
+    return {name: _whole(value) if allowed[name] is int else value for name, value in given.items() if value is not None}
 
 
 def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
@@ -70,6 +70,11 @@ def within(arguments: Mapping[str, Any], name: str, low: float, high: float = _L
     value = arguments.get(name)
     if value is not None and not low <= value <= high:
         raise InvalidArgument(f"{name} must be {low:g} to {high:g}, not {value}.")
+
+
+def _whole(value: object) -> object:
+    """In JSON 3.0 is a whole number, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_NUMBER else value
 
 
 def _check(name: str, value: object, kind: type) -> None:

@@ -49,6 +49,8 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     def headers(response: Response) -> Response:
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if request.method == "OPTIONS" and (allowed := _methods_here()):
+            response.headers["Allow"] = ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
         return response
 
     @routes.get("/status")
@@ -146,6 +148,10 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     def health() -> ResponseReturnValue:
         return jsonify(bridge.health())
 
+    @routes.get("/openapi.json")
+    def openapi() -> ResponseReturnValue:
+        return jsonify(document())
+
     @routes.route("", methods=_METHODS)
     @routes.route("/", methods=_METHODS)
     @routes.route("/<path:path>", methods=_METHODS)
@@ -183,7 +189,7 @@ def _methods_here() -> set[str]:
             endpoint, _ = adapter.match(request.path, method)
         except HTTPException:  # a redirect is one, too
             continue
-        if endpoint != request.endpoint:
+        if endpoint != "benchbridge.nothing":
             allowed.add(method)
     return allowed
 
