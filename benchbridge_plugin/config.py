@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
 
 from benchbridge_plugin.errors import ConfigError
@@ -22,6 +22,8 @@ SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
 _ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
 _SECRETS = frozenset({"api_key", "bridge_api_key"})
+_SECRET_PARAMETERS = ("password", "passwd", "pwd", "secret", "token", "key")
+_LARGEST_NUMBER = 10**15
 _DOCUMENTED = (
     "enabled",
     "benchmark_db_path",
@@ -123,11 +125,25 @@ class BridgeConfig:
 
 
 def redact_url(url: str) -> str:
-    """The URL without the password it may carry."""
-    parts = urlsplit(url)
-    if parts.password is None:
+    """The URL without the secrets it may carry: a password before the host, parameters with names such as `password` or `token`."""
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+    except ValueError:
+        return "***"  # not a URL: nobody can say what in it is secret
+    if password is not None:
+        parts = parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}")
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    if any(_is_secret_parameter(name) for name, _ in pairs):
+        shown = [(name, "***" if _is_secret_parameter(name) else value) for name, value in pairs]
+        parts = parts._replace(query=urlencode(shown, safe="*/:"))
+    elif password is None:
         return url
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+    return urlunsplit(parts)
+
+
+def _is_secret_parameter(name: str) -> bool:
+    return name.lower().endswith(_SECRET_PARAMETERS)
 
 
 def default_document() -> dict[str, object]:
@@ -148,27 +164,30 @@ def load(
     """The configuration from a file (optional), the environment and overrides. Raises ConfigError naming the place and the key."""
     config = BridgeConfig()
     if path is not None:
-        config = from_document(_read_json(path), base=config, where=str(path))
-    config = from_mapping(from_environment(environ or {}), base=config, where="environment")
+        config = from_document(_read_json(path), base=config, where=str(path), whole=False)
+    config = from_mapping(from_environment(environ or {}), base=config, where="environment", whole=False)
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
     return from_mapping(chosen, base=config, where="command line")
 
 
-def from_document(document: object, *, base: BridgeConfig | None = None, where: str) -> BridgeConfig:
-    """The configuration from a whole JSON document; sections that belong to others are left alone."""
+def from_document(document: object, *, base: BridgeConfig | None = None, where: str, whole: bool = True) -> BridgeConfig:
+    """The configuration from a whole JSON document; sections that belong to others are left alone. `whole`: see from_mapping."""
     if not isinstance(document, Mapping):
         raise ConfigError(f"{where} must hold a JSON object.", guidance=f'Start from: {{"{SECTION}": {{}}}}.', where=where)
     section = document.get(SECTION, {})
     if not isinstance(section, Mapping):
         raise ConfigError(f"{SECTION} in {where} must be a JSON object.", where=where)
-    config = from_mapping(section, base=base, where=f"{where}, section {SECTION}")
+    config = from_mapping(section, base=base, where=f"{where}, section {SECTION}", whole=whole)
     if "logging" in document and SECTION in document:
         config = replace(config, logging=_logging(document["logging"], where))
     return config
 
 
-def from_mapping(values: Mapping[str, Any], *, base: BridgeConfig | None = None, where: str) -> BridgeConfig:
-    """`base` (or the defaults) with `values` put over it. Raises ConfigError for an unknown key or a value that does not fit."""
+def from_mapping(values: Mapping[str, Any], *, base: BridgeConfig | None = None, where: str, whole: bool = True) -> BridgeConfig:
+    """`base` (or the defaults) with `values` put over it. Raises ConfigError for an unknown key or a value that does not fit.
+
+    `whole` is false where more is to come: then settings are not yet compared with each other.
+    """
     base = base or BridgeConfig()
     hints = get_type_hints(BridgeConfig)
     changes: dict[str, Any] = {}
@@ -179,13 +198,13 @@ def from_mapping(values: Mapping[str, Any], *, base: BridgeConfig | None = None,
             raise ConfigError(f"Unknown key {key!r} in {where}.", guidance=guidance, key=str(key), where=where)
         changes[key] = _coerce(key, hints[key], value, where)
     config = replace(base, **changes)
-    _check(config, where)
+    _check(config, where, whole)
     return config
 
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"There is no config file {path}.", guidance="Write one with: benchbridge create-config --config " + str(path)
@@ -194,31 +213,46 @@ def _read_json(path: Path) -> object:
         raise ConfigError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.", guidance="Correct it there.", path=str(path)
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"Cannot read {path}: {error}.", guidance="Check the path and its permissions.", path=str(path)) from None
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    """The settings that the environment names, as text. A variable that is empty counts as not set. Raises ConfigError."""
     names = {item.name for item in fields(BridgeConfig)} - {"logging"}
     values: dict[str, object] = {}
     for variable, text in environ.items():
-        key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
-        if not variable.startswith(_ENVIRONMENT_PREFIX):
+        if not variable.startswith(_ENVIRONMENT_PREFIX) or not text:
             continue
+        key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+        secret = key.removesuffix("_file")
         if key in names:
             values[key] = text
-        elif key.removesuffix("_file") in _SECRETS:
-            try:
-                values[key.removesuffix("_file")] = Path(text).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
+        elif secret in _SECRETS:
+            if environ.get(variable.removesuffix("_FILE")):
                 raise ConfigError(
-                    f"{variable} names a file that cannot be read: {error}.", guidance="Check the path and its permissions."
-                ) from None
+                    f"{variable} and {variable.removesuffix('_FILE')} are both set.",
+                    guidance="Set one of them.",
+                    key=secret,
+                    where="environment",
+                )
+            values[secret] = _read_secret(variable, Path(text))
         else:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"Did you mean {_ENVIRONMENT_PREFIX}{near[0].upper()}?" if near else "docs/configuration.md lists the keys."
-            raise ConfigError(f"Unknown environment variable {variable}.", guidance=hint, key=variable)
+            raise ConfigError(f"Unknown environment variable {variable}.", guidance=hint, key=variable, where="environment")
     return values
+
+
+def _read_secret(variable: str, path: Path) -> str:
+    guidance = "Check the path and its permissions."
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{variable} names a file that cannot be read: {error}.", guidance=guidance, key=variable) from None
+    if not secret:
+        raise ConfigError(f"{variable} names the file {path}, which is empty.", guidance=guidance, key=variable)
+    return secret
 
 
 def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
@@ -236,7 +270,7 @@ def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
             return _number(origin, value)
         if origin is str and isinstance(value, (str, Path)):
             return str(value)
-        if origin is tuple:
+        if origin is tuple and isinstance(value, (str, list, tuple)):
             items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
             if all(isinstance(item, str) for item in items):
                 return tuple(items)
@@ -244,12 +278,12 @@ def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
             pairs = json.loads(value) if isinstance(value, str) else value
             if isinstance(pairs, Mapping) and all(isinstance(a, str) and isinstance(b, str) for a, b in pairs.items()):
                 return MappingProxyType({name.strip().lower(): meant.strip().lower() for name, meant in pairs.items()})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         pass
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of names"}.get(
         origin, "an object of names"
     )
-    shown = "***" if key in _SECRETS else repr(value)
+    shown = _shown(key, value)
     raise ConfigError(f"{key} in {where} must be {wanted}, not {shown}.", guidance="Correct it there.", key=key, where=where)
 
 
@@ -265,9 +299,16 @@ def _bool(value: object) -> bool:
 
 def _number(kind: type[int] | type[float], value: int | float | str) -> int | float:
     number = float(value)
-    if number != number or number in (float("inf"), float("-inf")) or (kind is int and number != int(number)):
+    if not abs(number) <= _LARGEST_NUMBER or (kind is int and number != int(number)):  # NaN is not less than anything
         raise ValueError
     return kind(number)
+
+
+def _shown(key: str, value: object) -> str:
+    """A value as an error may show it."""
+    if key in _SECRETS:
+        return "***"
+    return repr(redact_url(value) if key.endswith("_url") and isinstance(value, str) else value)
 
 
 def _logging(values: object, where: str) -> LoggingConfig:
@@ -286,21 +327,23 @@ def _logging(values: object, where: str) -> LoggingConfig:
     return replace(merged, level=merged.level.upper())
 
 
-def _check(config: BridgeConfig, where: str) -> None:
+def _check(config: BridgeConfig, where: str, whole: bool) -> None:
     """Values that have the right type and still make no sense."""
 
     def require(holds: bool, key: str, rule: str) -> None:
         if not holds:
-            raise ConfigError(
-                f"{key} in {where} must be {rule}, not {getattr(config, key)!r}.", guidance="Correct it there.", key=key, where=where
-            )
+            shown = _shown(key, getattr(config, key))
+            raise ConfigError(f"{key} in {where} must be {rule}, not {shown}.", guidance="Correct it there.", key=key, where=where)
 
     require(config.predictive_mode in ("auto", "in_process", "http"), "predictive_mode", "auto, in_process or http")
     require(config.measurement_source in ("keyed", "plain"), "measurement_source", "keyed or plain")
     require(config.read_access in ("key", "open"), "read_access", "key or open")
     require(bool(config.benchmark_db_path.strip()), "benchmark_db_path", "a path")
-    require(urlsplit(config.predictive_api_url).scheme in ("http", "https"), "predictive_api_url", "a http or https URL")
-    require(bool(urlsplit(config.predictive_api_url).hostname), "predictive_api_url", "a URL with a host")
+    require(_is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host")
+    for key in sorted(_SECRETS):
+        secret = getattr(config, key)
+        plain = secret is None or (bool(secret) and secret.isprintable() and secret == secret.strip())
+        require(plain and (secret is None or key != "api_key" or secret.isascii()), key, "printable text as a header can carry it")
     require(config.sync_interval_minutes > 0, "sync_interval_minutes", "more than 0")
     for key in ("sync_limit", "sync_days_lookback"):
         require(getattr(config, key) >= 0, key, "0 (no limit) or more")
@@ -318,9 +361,19 @@ def _check(config: BridgeConfig, where: str) -> None:
         "source_busy_timeout_s",
     ):
         require(getattr(config, key) > 0, key, "more than 0 seconds")
-    require(config.lease_s > config.request_timeout_s, "lease_s", f"longer than request_timeout_s ({config.request_timeout_s:g})")
+    require(
+        not whole or config.lease_s > config.request_timeout_s, "lease_s", f"longer than request_timeout_s ({config.request_timeout_s:g})"
+    )
     require(config.settle_after_s >= 0, "settle_after_s", "0 seconds or more")
     try:
         ZoneInfo(config.source_timezone)
     except (KeyError, ValueError, OSError):
         require(False, "source_timezone", "a time zone name such as UTC or Europe/Berlin")
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # reading the port checks it
+    except ValueError:
+        return False

@@ -1,19 +1,21 @@
 """Which column plays which role in a benchmark database.
 
 Layouts differ from one benchmark runner to the next; what they have in common is roles. A `Layout` is found from the catalogue alone (base tables
-only: a view can read any file when it is opened) and gives the FROM clause and one SQL expression for each role. Every name in it comes from
-somebody else's file, so it is quoted, and the expressions use nothing but casts and comparisons: a file can define macros that replace functions
-and operators such as `md5` or `||`, but not those. What the values mean is decided in mapping.py, in a database of our own.
+only: a view can read any file when it is opened, and so can a generated column) and gives the FROM clause and one SQL expression for each role.
+Every name in it comes from somebody else's file, so it is quoted and qualified, and the expressions use nothing but casts, comparisons and OR: a
+file can define macros that replace functions and operators such as `md5` or `||`, but not those. What the values mean is decided in mapping.py, in
+a database of our own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchbridge_plugin.errors import SourceLayoutError
 
-#: table -> column -> data type, all as spelt in the file
+#: table -> column -> data type, all as spelt in the file; no generated columns
 Catalogue = Mapping[str, Mapping[str, str]]
 
 _RESULTS, _MODELS, _HARDWARE, _RUNS = "performance_results", "models", "hardware_platforms", "test_runs"
@@ -25,6 +27,7 @@ _MEMORY = ("memory_peak_mb", "memory_mb", "peak_memory_mb")
 _RUN_STARTED = ("started_at", "start_time")
 _RESULT_TIME = ("created_at", "test_timestamp", "timestamp")
 _SIMULATED = ("is_simulated", "simulation_mode")
+_EXTRAS = ("metrics", "metadata")
 
 #: The roles in the order of the columns that a read returns, with the type each is cast to.
 ROLES: Mapping[str, str] = {
@@ -43,6 +46,7 @@ ROLES: Mapping[str, str] = {
     "run_started": "VARCHAR",  # text, so that a time zone in the column is kept and a missing one is seen
     "result_time": "VARCHAR",
     "extras": "VARCHAR",
+    "more_extras": "VARCHAR",  # metadata, where there are metrics too
     "simulated": "BOOLEAN",
     "hardware_simulated": "BOOLEAN",
     "run_success": "BOOLEAN",
@@ -50,13 +54,20 @@ ROLES: Mapping[str, str] = {
 }
 
 
+# Types whose values sort in DuckDB as they do in Arrow, so that slices of sorted ids are ranges. All others are compared as text, byte by byte.
+_RANGED = re.compile(r"(TINY|SMALL|BIG|U|UTINY|USMALL|UBIG)?(INTEGER|INT)|UUID|DECIMAL\(\d+,\d+\)")
+_NUMBER = re.compile(r"(TINY|SMALL|BIG|HUGE|U|UTINY|USMALL|UBIG|UHUGE)?(INTEGER|INT)|DECIMAL\(\d+,\d+\)|FLOAT|DOUBLE")
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How to read one benchmark database: `SELECT {columns} FROM {tables}`, with the result id available as `{id_column}` of type `id_type`."""
+    """How to read one benchmark database: `SELECT {columns} FROM {tables}`, with the result id available as `{id_column}` of type `id_type`.
+
+    Two ids are in order by `id_column` in the database just when they are by Arrow's sort of what it returns.
+    """
 
     id_column: str
     id_type: str
-    id_unique: bool
     columns: str
     tables: str
     results_table: str
@@ -68,10 +79,27 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) -> Layout:
+def as_text(expression: str) -> str:
+    """The expression as text that is compared byte by byte, whatever collation its column has."""
+    return f'CAST({expression} AS VARCHAR) COLLATE "binary"'
+
+
+def is_generated(column: str, kind: str, table_sql: str) -> bool:
+    """Whether a column with an expression is computed when it is read. The catalogue says so only in the text of the table.
+
+    Such an expression can call a macro of the file, and that can read any file of the machine: it must not be evaluated. So what is not plainly
+    a default counts as generated.
+    """
+    names = "|".join(re.escape(name) for name in (column, quoted(column)))
+    start = rf"[(,] ?(?:{names}) {re.escape(kind)}(?: COLLATE \S+)? "
+    return re.search(rf"{start}GENERATED ALWAYS AS\(", table_sql) is not None or re.search(rf"{start}DEFAULT\(", table_sql) is None
+
+
+def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, database: str | None = None) -> Layout:
     """The layout of a database, or SourceLayoutError naming the missing role and the columns that were found.
 
-    `unique` holds the (table, column) pairs that a primary key or a unique constraint covers alone.
+    `unique` holds the (table, column) pairs, in lower case, that a primary key or a unique constraint covers alone. `database` is the name of the
+    database in its connection, which can have others attached.
     """
     tables = {name.lower(): name for name in catalogue}
 
@@ -82,6 +110,10 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
         found = columns_of(table)
         return next((found[name] for name in names if name in found), None)
 
+    def name_of(table: str) -> str:
+        name = quoted(tables[table])
+        return name if database is None else f"{quoted(database)}.main.{name}"
+
     def fail(role: str, table: str, names: Sequence[str]) -> SourceLayoutError:
         here = (
             f"its columns are: {', '.join(catalogue[tables[table]])}"
@@ -90,7 +122,7 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
         )
         return SourceLayoutError(
             f"{path} has no column for the role '{role}': looked for {' or '.join(names)} in table {table}; {here}.",
-            guidance="benchbridge reads columns by role; docs/layouts.md lists the names it knows.",
+            guidance="benchbridge reads columns by role; docs/layouts.md lists the names it knows (views and generated columns do not count).",
             path=path,
             role=role,
             table=table,
@@ -119,7 +151,7 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
 
     expressions: dict[str, str] = {"result_id": f"r.{quoted(result_id)}"}
     origin: dict[str, str] = {"result_id": f"{_RESULTS}.{result_id}"}
-    joins: list[str] = [f"{quoted(tables[_RESULTS])} AS r"]
+    joins: list[str] = [f"{name_of(_RESULTS)} AS r"]
 
     def take(role: str, alias: str, table: str, names: Sequence[str]) -> None:
         column = first(table, names)
@@ -127,17 +159,27 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
             expressions[role] = f"{alias}.{quoted(column)}"
             origin[role] = f"{table}.{column}"
 
+    def flag(role: str, alias: str, table: str) -> None:
+        """Any of the columns that say it is simulated says so."""
+        columns = [columns_of(table)[name] for name in _SIMULATED if name in columns_of(table)]
+        if columns:
+            expressions[role] = " OR ".join(f"TRY_CAST({alias}.{quoted(column)} AS BOOLEAN)" for column in columns)
+            origin[role] = " or ".join(f"{table}.{column}" for column in columns)
+
     def join(alias: str, table: str, reference: str, keys: Sequence[str]) -> bool:
         """LEFT JOIN the table (a reference can be null or dangling), one row for each key even where the file does not promise that."""
         own, key = first(_RESULTS, [reference]), first(table, keys)
         if own is None or key is None:
             return False
-        target = quoted(tables[table])
-        if (table, key.lower()) not in unique:
-            target = f"(SELECT DISTINCT ON ({quoted(key)}) * FROM {target} ORDER BY ALL)"
-        same_type = catalogue[tables[_RESULTS]][own] == catalogue[tables[table]][key]
+        kinds = catalogue[tables[_RESULTS]][own], catalogue[tables[table]][key]
+        numbers = all(_NUMBER.fullmatch(kind) for kind in kinds)
         left, right = f"r.{quoted(own)}", f"{alias}.{quoted(key)}"
-        condition = f"{left} = {right}" if same_type else f"CAST({left} AS VARCHAR) = CAST({right} AS VARCHAR)"
+        condition = f"{left} = {right}" if numbers else f"{as_text(left)} = {as_text(right)}"
+        target = name_of(table)
+        if (table, key.lower()) not in unique:
+            columns = ", ".join(quoted(column) for column in catalogue[tables[table]])
+            distinct = quoted(key) if numbers else as_text(quoted(key))
+            target = f"(SELECT DISTINCT ON ({distinct}) {columns} FROM {target} ORDER BY ALL)"
         joins.append(f"LEFT JOIN {target} AS {alias} ON {condition}")
         return True
 
@@ -150,7 +192,7 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
     if join("h", _HARDWARE, "hardware_id", ["hardware_id", "id"]):
         take("hardware_type", "h", _HARDWARE, ["hardware_type", "type"])
         take("device_name", "h", _HARDWARE, ["device_name", "hardware_name"])
-        take("hardware_simulated", "h", _HARDWARE, _SIMULATED)
+        flag("hardware_simulated", "h", _HARDWARE)
     take("hardware_type", "r", _RESULTS, ["hardware_type"])
     if "hardware_type" not in expressions:
         raise fail("hardware", _HARDWARE, ["hardware_id -> hardware_platforms.hardware_type"])
@@ -166,8 +208,10 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
     for role in ("batch_size", "sequence_length", "precision", "test_case"):
         take(role, "r", _RESULTS, [role])
     take("result_time", "r", _RESULTS, _RESULT_TIME)
-    take("extras", "r", _RESULTS, ["metrics", "metadata"])
-    take("simulated", "r", _RESULTS, _SIMULATED)
+    take("extras", "r", _RESULTS, _EXTRAS)
+    if all(name in columns_of(_RESULTS) for name in _EXTRAS):
+        take("more_extras", "r", _RESULTS, _EXTRAS[1:])
+    flag("simulated", "r", _RESULTS)
 
     projection = ",\n       ".join(
         f"{'CAST' if kind == 'VARCHAR' else 'TRY_CAST'}({expressions[role]} AS {kind}) AS {role}"
@@ -175,12 +219,24 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str) 
         else f"CAST(NULL AS {kind}) AS {role}"
         for role, kind in ROLES.items()
     )
+    id_column, id_type = f"r.{quoted(result_id)}", catalogue[tables[_RESULTS]][result_id]
+    if not _RANGED.fullmatch(id_type):
+        id_column, id_type = as_text(id_column), "VARCHAR"
     return Layout(
-        id_column=f"r.{quoted(result_id)}",
-        id_type=catalogue[tables[_RESULTS]][result_id],
-        id_unique=(_RESULTS, result_id.lower()) in unique,
+        id_column=id_column,
+        id_type=id_type,
         columns=projection,
         tables="\n".join(joins),
-        results_table=quoted(tables[_RESULTS]),
+        results_table=name_of(_RESULTS),
         roles=origin,
     )
+
+
+def catalogue_of(columns: Iterable[tuple[str, str, str, str | None, str]]) -> Catalogue:
+    """The catalogue from rows of (table, column, data type, default, text of the table), without generated columns."""
+    found: dict[str, dict[str, str]] = {}
+    for table, column, kind, default, table_sql in columns:
+        into = found.setdefault(table, {})
+        if default is None or not is_generated(column, kind, table_sql):
+            into[column] = kind
+    return found

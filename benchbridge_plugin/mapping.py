@@ -43,6 +43,8 @@ PRECISION_ALIASES: Mapping[str, str] = {
     "i4": "int4",
 }
 
+_BLANK = " \t\r\n"  # what stands around a name without meaning anything
+
 #: Why a result can be refused before it is sent. docs/reasons.md explains each.
 REASONS = (
     "model_missing",
@@ -63,70 +65,133 @@ SKIPS = ("simulated", "failed_run", "older_than_lookback", "result_id_missing", 
 # Latency and throughput tell the same story when latency = 1000 x batch size / throughput. Published tables round them up to 4.4 % apart.
 _DISAGREEMENT = 0.05
 
-_READ_SQL = """
+# Extras go along with a measurement when any JSON parser can read them. DuckDB also takes NaN, Infinity, trailing commas and numbers beyond a double;
+# Python's parser gives up at a depth of about 1,000.
+_LARGEST_EXTRAS = 65_536  # bytes
+_DEEPEST_EXTRAS = 100
+_LOOSE_NEARBY = (  # one cheap look; what stands in strings can match it too
+    r"(?i)(?:nan|inf|infinity)(?:[\s,\]}]|$)|,\s*[\]}]|(?:^|[:\[,\s-])[0-9.]+e\+?[0-9]{3}|[0-9]{100}"
+    rf"|(?:[\[{{][^\[{{]*){{{_DEEPEST_EXTRAS + 1}}}"
+)
+_LOOSE = r"(?i)nan|inf|,\s*[\]}]|e\+?0*(?:[1-9][0-9]{3}|[2-9][0-9]{2})|[0-9]{100}"  # with strings taken out
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_DEPTH = """list_reduce(list_prepend(CAST(0 AS BIGINT), list_transform(string_split(regexp_replace({bare}, '[^\\[\\]{{}}]', '', 'g'), ''),
+                                     lambda sign: CAST(CASE WHEN sign IN ('[', '{{') THEN 1 ELSE -1 END AS BIGINT))),
+                       lambda seen, step: greatest(seen // 1000000, seen % 1000000 + step) * 1000000 + seen % 1000000 + step) // 1000000"""
+
+
+def _strict(extras: str) -> str:
+    """Whether extras that DuckDB takes for JSON are JSON for everybody. The costly looks are for the few that the cheap ones point at."""
+    bare = f"regexp_replace({extras}, '{_STRING}', '\"\"', 'g')"
+    return f"""CASE WHEN NOT coalesce(json_valid({extras}), false) OR strlen({extras}) > {_LARGEST_EXTRAS} THEN false
+                   WHEN NOT regexp_matches({extras}, '{_LOOSE_NEARBY}') THEN true
+                   WHEN regexp_matches({bare}, '{_LOOSE}') THEN false
+                   ELSE {_DEPTH.format(bare=bare)} <= {_DEEPEST_EXTRAS} END"""
+
+
+# Each field so that no two rows can give the same text: text with its length in front (nothing in front when it is null), numbers up to a semicolon.
+_TEXTS = ("model_name", "hardware_type", "device_name", "precision", "test_case", "run_started", "result_time", "extras", "more_extras")
+_FIGURES = ("throughput", "latency_ms", "memory_mb")
+_CONTENT = ", ".join(
+    (
+        *(f"strlen({name}), ':', {name}" for name in _TEXTS),
+        *(f"{name}, ';'" for name in ("batch_size", "sequence_length")),
+        *(f"CASE WHEN isnan({name}) THEN 'nan' ELSE CAST({name} AS VARCHAR) END, ';'" for name in _FIGURES),
+    )
+)
+# A time is one with a year of four digits; others ('infinity', years before Christ) would overflow here or in a reader.
+_TIME = "TRY_CAST(CASE WHEN regexp_matches({0}, '^[0-9]{{4}}-[^(]*$') THEN {0} END AS TIMESTAMPTZ)"
+_READ_SQL = f"""
     SELECT *,
-           CASE WHEN json_valid(extras) AND NOT regexp_matches(extras, '\\b(NaN|Infinity)\\b') THEN extras END AS json_extras,
-           coalesce(TRY_CAST(run_started AS TIMESTAMPTZ), TRY_CAST(result_time AS TIMESTAMPTZ)) AS said_at,
-           unhex(md5(CAST(json_array(model_name, hardware_type, device_name, CAST(batch_size AS VARCHAR), CAST(sequence_length AS VARCHAR),
-                                     precision, test_case, CAST(throughput AS VARCHAR), CAST(latency_ms AS VARCHAR),
-                                     CAST(memory_mb AS VARCHAR), run_started, result_time, extras) AS VARCHAR))) AS content_hash
-      FROM {rows}
+           coalesce({_TIME.format("run_started")}, {_TIME.format("result_time")}) AS read_at,
+           CASE WHEN epoch_us(read_at) BETWEEN -62135510400000000 AND 253402214400000000 THEN read_at END AS measured_at,
+           unhex(md5(concat({_CONTENT}))) AS content_hash
+      FROM benchbridge_rows
 """
+
+
+def _within(extras: str, *names: str) -> str:
+    """The values under these names in extras, as text: one parse for all of them."""
+    paths = ", ".join(f"'$.{name}'" for name in names)
+    return f"CASE WHEN json_valid({extras}) THEN json_extract_string({extras}, [{paths}]) END"
+
+
+# Lookups and lists, not joins: a join would take the rows for the smaller side and build its hash table of them.
+_HARDWARE = "map($hardware_names, $hardware_meanings)[{}]"
+_PRECISION = "map($precision_names, $precision_meanings)[{}]"
+_FAILED = "['failed', 'failure', 'error', 'aborted', 'cancelled', 'canceled', 'timeout']"
+_TRUE = "lower({}) IN ('true', '1')"
+_SIMULATED_NAMES = ("is_simulated", "simulation_mode")
 
 _CENSUS_SQL = f"""
     WITH seen AS ({_READ_SQL}),
     timed AS (
-        SELECT *, CASE WHEN isfinite(said_at) THEN epoch_us(said_at) END AS measured_at_us FROM seen
+        SELECT *,
+               epoch_us(measured_at) AS measured_at_us,
+               {_within("extras", *_SIMULATED_NAMES)} AS said,
+               CASE WHEN more_extras IS NOT NULL THEN {_within("more_extras", *_SIMULATED_NAMES)} END AS also_said
+          FROM seen
     )
     SELECT result_id,
            content_hash,
            CASE WHEN coalesce(simulated, false)
                   OR coalesce(hardware_simulated, false)
-                  OR coalesce(json_extract_string(json_extras, '$.is_simulated') = 'true', false)
-                  OR coalesce(json_extract_string(json_extras, '$.simulation_mode') = 'true', false) THEN 'simulated'
+                  OR coalesce({_TRUE.format("said[1]")}, false)
+                  OR coalesce({_TRUE.format("said[2]")}, false)
+                  OR coalesce({_TRUE.format("also_said[1]")}, false)
+                  OR coalesce({_TRUE.format("also_said[2]")}, false) THEN 'simulated'
                 WHEN NOT coalesce(run_success, true)
-                  OR lower(run_status) IN ('failed', 'failure', 'error', 'aborted', 'cancelled', 'canceled', 'timeout') THEN 'failed_run'
+                  OR coalesce(list_contains({_FAILED}, lower(trim(run_status, $blank))), false) THEN 'failed_run'
                 WHEN measured_at_us < $cutoff_us THEN 'older_than_lookback'
            END AS skip,
-           ($model IS NULL OR model_name = $model) AS wanted,
-           coalesce(model_name IN (SELECT name FROM priority_models), false) AS priority,
+           ($model IS NULL OR coalesce(model_name = $model, false)) AS wanted,
+           coalesce(list_contains(CAST($priority AS VARCHAR[]), model_name), false) AS priority,
            measured_at_us,
            coalesce(model_name, '') AS model,
-           coalesce(h.meaning, lower(trim(hardware_type)), '') AS hardware
+           coalesce({_HARDWARE.format("lower(trim(hardware_type, $blank))")}, lower(trim(hardware_type, $blank)), '') AS hardware
       FROM timed
-      LEFT JOIN hardware_aliases AS h ON h.name = lower(trim(hardware_type))
 """
 
 _SHOWN = "regexp_replace(left({}, 60), '[[:cntrl:]]', '?', 'g')"
+_SAID_NAMES = ("precision", "batch_size", "sequence_length", "seq_length", "seq_len")
 
 _MEASURE_SQL = f"""
     WITH seen AS ({_READ_SQL}),
-    named AS (
-        SELECT seen.*,
-               lower(trim(hardware_type)) AS hardware_said,
-               lower(trim(coalesce(nullif(trim(precision), ''), json_extract_string(json_extras, '$.precision')))) AS precision_said,
-               coalesce(batch_size, TRY_CAST(json_extract_string(json_extras, '$.batch_size') AS BIGINT)) AS batch_said,
-               nullif(coalesce(sequence_length,
-                               TRY_CAST(json_extract_string(json_extras, '$.sequence_length') AS BIGINT),
-                               TRY_CAST(json_extract_string(json_extras, '$.seq_length') AS BIGINT),
-                               TRY_CAST(json_extract_string(json_extras, '$.seq_len') AS BIGINT)), 0) AS length_said,
-               CASE WHEN isfinite(throughput) THEN throughput END AS throughput_said,
-               CASE WHEN isfinite(latency_ms) THEN latency_ms END AS latency_said,
-               CASE WHEN isfinite(memory_mb) THEN memory_mb END AS memory_said,
-               CASE WHEN isfinite(said_at) THEN said_at END AS measured_at
+    looked AS (
+        SELECT *,
+               {_within("extras", *_SAID_NAMES)} AS said,
+               CASE WHEN more_extras IS NOT NULL THEN {_within("more_extras", *_SAID_NAMES)} END AS also_said,
+               CASE WHEN extras IS NOT NULL THEN {_strict("extras")} END AS strict,
+               CASE WHEN more_extras IS NOT NULL THEN {_strict("more_extras")} END AS more_strict
           FROM seen
     ),
+    named AS (
+        SELECT *,
+               nullif(lower(trim(hardware_type, $blank)), '') AS hardware_said,
+               nullif(lower(trim(coalesce(nullif(trim(precision, $blank), ''), said[1], also_said[1]), $blank)), '') AS precision_said,
+               coalesce(batch_size, TRY_CAST(said[2] AS BIGINT), TRY_CAST(also_said[2] AS BIGINT)) AS batch_said,
+               coalesce(nullif(sequence_length, 0),
+                        nullif(TRY_CAST(said[3] AS BIGINT), 0),
+                        nullif(TRY_CAST(said[4] AS BIGINT), 0),
+                        nullif(TRY_CAST(said[5] AS BIGINT), 0),
+                        nullif(TRY_CAST(also_said[3] AS BIGINT), 0),
+                        nullif(TRY_CAST(also_said[4] AS BIGINT), 0),
+                        nullif(TRY_CAST(also_said[5] AS BIGINT), 0)) AS length_said,
+               CASE WHEN isfinite(throughput) THEN throughput END AS throughput_said,
+               CASE WHEN isfinite(latency_ms) THEN latency_ms END AS latency_said,
+               CASE WHEN isfinite(memory_mb) THEN memory_mb END AS memory_said
+          FROM looked
+    ),
     meant AS (
-        SELECT named.*,
-               coalesce(h.meaning, nullif(hardware_said, '')) AS hardware_platform,
-               coalesce(p.meaning, nullif(precision_said, ''), $default_precision) AS precision_meant,
+        SELECT *,
+               coalesce({_HARDWARE.format("hardware_said")}, hardware_said) AS hardware_platform,
+               coalesce({_PRECISION.format("precision_said")}, precision_said, $default_precision) AS precision_meant,
                coalesce(batch_said, $default_batch_size) AS batch_meant,
                coalesce(length_said, $default_sequence_length) AS length_meant,
                CASE WHEN coalesce(test_case ILIKE '%train%', false) THEN 'training' ELSE 'inference' END AS mode,
-               unhex(sha1(unhex('{KEY_NAMESPACE.hex}')
-                          || encode($source_name || chr(31) || result_id || chr(31) || lower(hex(content_hash))))) AS digest,
+               sha1(unhex('{KEY_NAMESPACE.hex}') || encode(concat($source_name, chr(31), result_id, chr(31), lower(hex(content_hash))))) AS sha,
                (CASE WHEN length_said IS NULL THEN {int(Quality.SEQUENCE_LENGTH_ASSUMED)} ELSE 0 END
-                + CASE WHEN nullif(precision_said, '') IS NULL THEN {int(Quality.PRECISION_ASSUMED)} ELSE 0 END
+                + CASE WHEN precision_said IS NULL THEN {int(Quality.PRECISION_ASSUMED)} ELSE 0 END
                 + CASE WHEN batch_said IS NULL THEN {int(Quality.BATCH_SIZE_ASSUMED)} ELSE 0 END
                 + CASE WHEN latency_said > 0 AND throughput_said > 0 AND batch_said > 0
                         AND abs(latency_said - 1000.0 * batch_said / throughput_said) > {_DISAGREEMENT} * latency_said
@@ -134,16 +199,13 @@ _MEASURE_SQL = f"""
                 + CASE WHEN measured_at IS NULL THEN {int(Quality.TIME_UNKNOWN)} ELSE 0 END
                 + CASE WHEN coalesce(NOT isfinite(throughput), false) OR coalesce(NOT isfinite(latency_ms), false)
                          OR coalesce(NOT isfinite(memory_mb), false) THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
-                + CASE WHEN extras IS NOT NULL AND json_extras IS NULL THEN {int(Quality.EXTRAS_UNREADABLE)} ELSE 0 END) AS quality
+                + CASE WHEN NOT coalesce(strict, true) OR NOT coalesce(more_strict, true)
+                       THEN {int(Quality.EXTRAS_UNREADABLE)} ELSE 0 END) AS quality
           FROM named
-          LEFT JOIN hardware_aliases AS h ON h.name = hardware_said
-          LEFT JOIN precision_aliases AS p ON p.name = precision_said
     ),
     judged AS (
         SELECT *,
-               -- RFC 9562, version 5: the first 16 bytes of SHA-1 with the version and variant bits set
-               lower(hex(digest)) AS sha,
-               CASE WHEN nullif(trim(model_name), '') IS NULL THEN 'model_missing'
+               CASE WHEN nullif(trim(model_name, $blank), '') IS NULL THEN 'model_missing'
                     WHEN hardware_platform IS NULL THEN 'hardware_missing'
                     WHEN NOT list_contains($hardware, hardware_platform) THEN 'hardware_unsupported'
                     WHEN precision_meant IS NULL THEN 'precision_missing'
@@ -154,19 +216,16 @@ _MEASURE_SQL = f"""
                     WHEN length_meant < 1 THEN 'sequence_length_invalid'
                     WHEN throughput_said < 0 OR latency_said < 0 OR memory_said < 0 THEN 'figure_negative'
                     WHEN coalesce(throughput_said, latency_said, memory_said) IS NULL THEN 'figure_missing'
-               END AS reason_code
+               END AS reason_code,
+               -- RFC 9562, version 5: the first 16 bytes of SHA-1 with the version and variant bits set
+               concat(substr(sha, 1, 12), '5', substr(sha, 14, 3), translate(substr(sha, 17, 1), '0123456789abcdef', '89ab89ab89ab89ab'),
+                      substr(sha, 18, 15)) AS key_hex,
+               CAST(CAST(key_hex AS UUID) AS VARCHAR) AS idempotency_key
           FROM meant
-    ),
-    keyed AS (
-        SELECT *,
-               substr(sha, 1, 8) || '-' || substr(sha, 9, 4) || '-5' || substr(sha, 14, 3) || '-'
-               || substr('89ab', 1 + CAST(instr('0123456789abcdef', substr(sha, 17, 1)) - 1 AS INTEGER) % 4, 1) || substr(sha, 18, 3)
-               || '-' || substr(sha, 21, 12) AS idempotency_key
-          FROM judged
     )
     SELECT result_id,
            content_hash,
-           unhex(replace(idempotency_key, '-', '')) AS key,
+           unhex(key_hex) AS key,
            reason_code,
            CASE reason_code
                 WHEN 'model_missing' THEN 'The result names no model (model_id is null, dangling, or the name is empty).'
@@ -203,11 +262,15 @@ _MEASURE_SQL = f"""
                 'device_name', device_name,
                 'test_case', test_case,
                 'assumed', list_filter([CASE WHEN length_said IS NULL THEN 'sequence_length' END,
-                                        CASE WHEN nullif(precision_said, '') IS NULL THEN 'precision' END,
+                                        CASE WHEN precision_said IS NULL THEN 'precision' END,
                                         CASE WHEN batch_said IS NULL THEN 'batch_size' END], lambda x: x IS NOT NULL),
-                'extras', CAST(json_extras AS JSON)) AS VARCHAR) END AS metadata,
+                'extras', CASE WHEN more_extras IS NULL
+                               THEN CAST(CASE WHEN strict THEN extras END AS JSON)
+                               ELSE json_object('metrics', CAST(CASE WHEN strict THEN extras END AS JSON),
+                                                'metadata', CAST(CASE WHEN more_strict THEN more_extras END AS JSON))
+                          END) AS VARCHAR) END AS metadata,
            idempotency_key
-      FROM keyed
+      FROM judged
 """
 
 
@@ -235,20 +298,18 @@ class Mapper:
         self._connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False})
         self._connection.execute("SET TimeZone = ?", [rules.source_timezone])
         self._connection.execute("SET enable_external_access = false")
-        for table, aliases in (
-            ("hardware_aliases", {**HARDWARE_ALIASES, **rules.hardware_aliases}),
-            ("precision_aliases", {**PRECISION_ALIASES, **rules.precision_aliases}),
-        ):
-            self._connection.execute(f"CREATE TABLE {table} (name VARCHAR PRIMARY KEY, meaning VARCHAR NOT NULL)")
-            self._connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", [list(pair) for pair in aliases.items()])
-        self._connection.execute("CREATE TABLE priority_models (name VARCHAR)")
-        for name in rules.priority_models:
-            self._connection.execute("INSERT INTO priority_models VALUES (?)", [name])
+        hardware = {**HARDWARE_ALIASES, **rules.hardware_aliases}
+        precisions = {**PRECISION_ALIASES, **rules.precision_aliases}
+        self._hardware = {"blank": _BLANK, "hardware_names": list(hardware), "hardware_meanings": list(hardware.values())}
+        default = rules.default_precision.strip().lower() if rules.default_precision else None
+        self._default_precision = None if default is None else precisions.get(default, default)
+        self._precisions = {"precision_names": list(precisions), "precision_meanings": list(precisions.values())}
 
     def classify(self, rows: pa.Table, *, cutoff_us: int | None, model: str | None) -> pa.Table:
         """For each row what the comparison with the ledger needs: result_id, content_hash (16 bytes), skip (a SKIPS code or null), wanted
         (matches the model filter), priority, measured_at_us, model, hardware. `cutoff_us`: microseconds since 1970 UTC, None for no limit."""
-        return self._run(_CENSUS_SQL, rows, {"cutoff_us": cutoff_us, "model": model})
+        priority = list(self._rules.priority_models)
+        return self._run(_CENSUS_SQL, rows, {"cutoff_us": cutoff_us, "model": model, "priority": priority, **self._hardware})
 
     def measure(self, rows: pa.Table, profile: SinkProfile) -> pa.Table:
         """The rows as a batch (model.BATCH_FIELDS) for a sink that takes what `profile` says."""
@@ -257,8 +318,10 @@ class Mapper:
             _MEASURE_SQL,
             rows,
             {
+                **self._hardware,
+                **self._precisions,
                 "source_name": rules.source_name,
-                "default_precision": rules.default_precision,
+                "default_precision": self._default_precision,
                 "default_batch_size": rules.default_batch_size,
                 "default_sequence_length": rules.default_sequence_length,
                 "hardware": list(profile.hardware),
@@ -273,7 +336,7 @@ class Mapper:
         with self._lock:
             self._connection.register("benchbridge_rows", rows)
             try:
-                result = self._connection.sql(sql.format(rows="benchbridge_rows"), params=dict(parameters))
+                result = self._connection.sql(sql, params=dict(parameters))
                 return cast("pa.Table", result.to_arrow_table())
             finally:
                 self._connection.unregister("benchbridge_rows")

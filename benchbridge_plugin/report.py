@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,9 @@ _STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped"
 _FILE_PREFIX = "benchbridge-report-"
 _RUNS_SHOWN = 10
 _MODELS_SHOWN = 40
+_FORMULA_STARTS = tuple("=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}")
+_WIDEST_CELL = 60
+_WIDEST_LAST_CELL = 500
 
 
 def iso(seconds: float | None) -> str | None:
@@ -98,17 +102,18 @@ def write(report: Mapping[str, Any], directory: Path, *, keep: int) -> Path:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown: bool = False) -> str:
-    """Rows in aligned columns, numbers to the right."""
-    cells = [[_cell(value, markdown) for value in row] for row in rows]
-    numeric = (
-        [all(isinstance(row[at], (int, float)) for row in rows) for at in range(len(headers))]
-        if isinstance(rows, list)
-        else [False] * len(headers)
-    )
-    widths = [max([len(header), *(len(row[at]) for row in cells)]) for at, header in enumerate(headers)]
+    """Rows in aligned columns, numbers to the right. Long cells are cut, at 60 characters or, in the last column, at 500."""
+    values = [list(row) for row in rows]
+    last = len(headers) - 1
+    cells = [[_cell(value, markdown, _WIDEST_LAST_CELL if at == last else _WIDEST_CELL) for at, value in enumerate(row)] for row in values]
+    numeric = [bool(values) and all(isinstance(row[at], (int, float)) for row in values) for at in range(len(headers))]
+    widths = [max([_width(header), *(_width(row[at]) for row in cells)]) for at, header in enumerate(headers)]
 
     def line(parts: Sequence[str]) -> str:
-        padded = [part.rjust(width) if right else part.ljust(width) for part, width, right in zip(parts, widths, numeric, strict=True)]
+        padded = []
+        for part, width, right in zip(parts, widths, numeric, strict=True):
+            blank = " " * (width - _width(part))
+            padded.append(blank + part if right else part + blank)
         return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
 
     if markdown:
@@ -119,8 +124,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown:
 
 
 def safe_csv_cell(value: object) -> object:
-    """A cell that a spreadsheet does not take for a formula: text that begins like one gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A cell that a spreadsheet does not take for a formula: text that begins like one gets an apostrophe in front; control characters are `?`."""
+    if not isinstance(value, str):
+        return value
+    text = _printable(value)
+    return f"'{text}" if text.lstrip()[:1] in _FORMULA_STARTS else text
 
 
 def _csv(coverage: Sequence[Mapping[str, object]]) -> str:
@@ -141,9 +149,9 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
     states = [[name.replace("_", " "), accounting[name]] for name in _STATES]
     sums = f"Every result is accounted for: {accounting['total']} = {' + '.join(str(accounting[name]) for name in _STATES)}."
     parts = [
-        heading(f"benchbridge report: {report['source']}"),
+        heading(f"benchbridge report: {_cell(report['source'], markdown, _WIDEST_CELL)}"),
         f"{report['synced_results']} of {report['total_results']} results delivered ({report['sync_percentage']} %), {report['generated_at']}.",
-        *([f"Note: {report['note']}"] if report["note"] else []),
+        *([f"Note: {_cell(report['note'], markdown, _WIDEST_LAST_CELL)}"] if report["note"] else []),
         table(["state", "results"], [*states, ["total on disk", accounting["total"]]], markdown=markdown),
         sums if accounting["balanced"] else "The accounts do not balance: a sync is under way, or the next one will compare anew.",
     ]
@@ -198,10 +206,25 @@ def _by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str,
 
 
 def _percentage(part: int, whole: int) -> float:
-    return round(100.0 * part / whole, 1) if whole else 0.0
+    """In tenths. 100 is said of all and 0 of none only, however close it comes."""
+    if part in (0, whole) or not whole:
+        return 100.0 if part and part == whole else 0.0
+    return min(max(round(100.0 * part / whole, 1), 0.1), 99.9)
 
 
-def _cell(value: object, markdown: bool) -> str:
-    text = "" if value is None else str(value)
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text.replace("|", "\\|") if markdown else text
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _cell(value: object, markdown: bool, widest: int) -> str:
+    text = _printable("" if value is None else str(value))
+    if len(text) > widest:
+        text = text[: widest - 3] + "..."
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") if markdown else text
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF") for character in text)

@@ -25,7 +25,7 @@ import duckdb
 import pyarrow as pa
 
 from benchbridge_plugin.errors import SourceBusy, SourceError, SourceInvalid, SourceLayoutError, SourceMissing
-from benchbridge_plugin.layout import Layout, detect
+from benchbridge_plugin.layout import Layout, catalogue_of, detect
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -36,21 +36,25 @@ _FIRST_SLICE = 5_000
 _SLICE_TARGET_S = 0.05
 _LARGEST_SLICE = 200_000
 _KEPT_HOLDS = 10_000
+_BUSY = ("Could not set lock on file", "different configuration than existing connections", "Unique file handle conflict")
 
-# The functions are qualified, because a macro in the file can replace an unqualified one.
+# The functions are qualified, because a macro in the file can replace an unqualified one. A connection of the host can have other databases attached.
+_DATABASE_SQL = "SELECT system.main.current_database()"
 _CATALOGUE_SQL = """
-    SELECT c.table_name, c.column_name, c.data_type
+    SELECT c.table_name, c.column_name, c.data_type, c.column_default, t.sql
       FROM system.main.duckdb_columns() AS c
       JOIN system.main.duckdb_tables() AS t ON t.table_oid = c.table_oid AND t.database_oid = c.database_oid AND t.schema_oid = c.schema_oid
      WHERE NOT t.internal
        AND NOT t.temporary
+       AND t.database_name = $1
        AND t.schema_name = 'main'
      ORDER BY c.table_name, c.column_index
 """
 _UNIQUE_SQL = """
     SELECT table_name, constraint_column_names
       FROM system.main.duckdb_constraints()
-     WHERE schema_name = 'main'
+     WHERE database_name = $1
+       AND schema_name = 'main'
        AND constraint_type IN ('PRIMARY KEY', 'UNIQUE')
 """
 
@@ -116,7 +120,7 @@ class BenchmarkSource:
     # -- reading ------------------------------------------------------------------------------------------------------------------------
 
     def ids(self, *, wait: bool = True) -> tuple[Layout, pa.ChunkedArray]:
-        """The layout and all result ids in their own type, in no order. A null id is left out; see `count`."""
+        """The layout and the result id of every row, in no order, as `slices` takes them: null where it is null, repeated where it is repeated."""
         with self._session(wait=wait) as connection:
             layout = self._detect(connection)
             table = connection.sql(f"SELECT {layout.id_column} AS id FROM {layout.results_table} AS r").to_arrow_table()
@@ -127,16 +131,17 @@ class BenchmarkSource:
 
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
         """
+        where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
+        sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {where}"
         start = 0
         while start < len(ids):
             size = self._slice
-            low, high = ids[start], ids[min(start + size, len(ids)) - 1]
-            began = time.monotonic()
+            # As text: a Python int beyond 64 bits would arrive as a DOUBLE.
+            ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
             with self._session(wait=wait) as connection:
-                where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
-                sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {where}"
-                table = connection.sql(sql, params=[low.as_py(), high.as_py()]).to_arrow_table()
-            took = max(time.monotonic() - began, 1e-4)
+                began = time.monotonic()
+                table = connection.sql(sql, params=ends).to_arrow_table()
+                took = max(time.monotonic() - began, 1e-4)
             self._slice = int(min(max(size * min(_SLICE_TARGET_S / took, 2.0), 1_000), _LARGEST_SLICE))
             start += size
             yield table
@@ -149,7 +154,7 @@ class BenchmarkSource:
             try:
                 sql = (
                     f"SELECT {layout.columns}\nFROM {layout.tables}\n"
-                    f"SEMI JOIN temp.benchbridge_wanted AS w ON {layout.id_column} = CAST(w.id AS {layout.id_type})"
+                    f"SEMI JOIN temp.main.benchbridge_wanted AS w ON {layout.id_column} = TRY_CAST(w.id AS {layout.id_type})"
                 )
                 return connection.sql(sql).to_arrow_table()
             finally:
@@ -178,17 +183,21 @@ class BenchmarkSource:
     @contextmanager
     def _session(self, *, wait: bool) -> Iterator[DuckDBPyConnection]:
         host = self._host_connection()
+        began = None
         if host is not None:
-            connection = host.cursor()
-            began = None
+            try:
+                connection = host.cursor()
+            except duckdb.Error as error:
+                raise self._explain_host(error) from error
         else:
             self._check_path()
-            connection = self._open(wait=wait)
-            began = time.monotonic()
+            connection, began = self._open(wait=wait)
         try:
             connection.execute("SET TimeZone = 'UTC'")  # for this connection only: a time with a zone is read as UTC text
             yield connection
         except duckdb.Error as error:
+            if host is not None and isinstance(error, (duckdb.ConnectionException, duckdb.InterruptException)):
+                raise self._explain_host(error) from error
             raise self._explain(error) from error
         finally:
             connection.close()
@@ -197,31 +206,34 @@ class BenchmarkSource:
                     self._holds.append(time.monotonic() - began)
                     self._hold_count += 1
 
-    def _open(self, *, wait: bool) -> DuckDBPyConnection:
-        """Connect read-only; wait with growing jittered pauses (20 to 500 ms) while a writer has the file."""
+    def _open(self, *, wait: bool) -> tuple[DuckDBPyConnection, float]:
+        """Connect read-only; wait with growing jittered pauses (20 to 500 ms) while a writer has the file. The time is when holding it began."""
         deadline = time.monotonic() + (self._busy_timeout_s if wait else 0.0)
         pause = 0.02
         while True:
+            began = time.monotonic()
             try:
-                return self._connect()
+                return self._connect(), began
             except duckdb.Error as error:
-                busy = "lock" in str(error).lower() or "different configuration" in str(error)
-                if not busy or time.monotonic() >= deadline:
+                if not _is_busy(error) or time.monotonic() >= deadline:
                     raise self._explain(error) from error
             self._sleep(self._jitter(pause / 2, pause))
             pause = min(pause * 1.6, 0.5)
 
     def _connect(self) -> DuckDBPyConnection:
+        path = os.path.abspath(self.path)  # noqa: PTH100 - DuckDB takes a relative "md:x" or ":memory:x" for something else than a file
         try:
-            return duckdb.connect(self.path, read_only=True)
+            return duckdb.connect(path, read_only=True)
         except duckdb.ConnectionException as error:
             if "different configuration" not in str(error):
                 raise
-        return duckdb.connect(self.path)  # this process has it open read-write: share that instance
+        return duckdb.connect(path)  # this process has it open read-write: share that instance
 
     def _check_path(self) -> None:
         """DuckDB takes '' and '*.parquet' for an in-memory database and a missing file for a new one: look first."""
         guidance = "Set benchmark_db_path (--benchmark-db) to the DuckDB file of the benchmark results."
+        if not self.path:
+            raise SourceMissing("There is no benchmark database: its path is empty.", guidance=guidance, path=self.path)
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
@@ -236,19 +248,20 @@ class BenchmarkSource:
             raise SourceInvalid(f"{self.path} is not a DuckDB database file.", guidance=guidance, path=self.path)
 
     def _detect(self, connection: DuckDBPyConnection) -> Layout:
-        catalogue: dict[str, dict[str, str]] = {}
-        for table, column, kind in connection.execute(_CATALOGUE_SQL).fetchall():
-            catalogue.setdefault(table, {})[column] = kind
+        ((database,),) = connection.execute(_DATABASE_SQL).fetchall()
+        catalogue = catalogue_of(connection.execute(_CATALOGUE_SQL, [database]).fetchall())
         unique = frozenset(
-            (table.lower(), columns[0].lower()) for table, columns in connection.execute(_UNIQUE_SQL).fetchall() if len(columns) == 1
+            (table.lower(), columns[0].lower())
+            for table, columns in connection.execute(_UNIQUE_SQL, [database]).fetchall()
+            if len(columns) == 1
         )
-        return detect(catalogue, unique, self.path)
+        return detect(catalogue, unique, self.path, database)
 
     def _explain(self, error: duckdb.Error) -> SourceError:
         """The error of DuckDB as one of ours: what, where, what to do."""
-        text = str(error).strip().splitlines()[0]
-        lower = text.lower()
-        if "could not set lock" in lower or "different configuration" in lower:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        lower = text.replace(self.path, "").lower()  # the path is no part of what DuckDB says
+        if _is_busy(error):
             holder = re.search(r"held in (.+?) \(PID (\d+)\)", str(error))
             who = f"process {holder[2]} ({holder[1]})" if holder else "another connection"
             return SourceBusy(
@@ -274,4 +287,17 @@ class BenchmarkSource:
             )
         else:
             what, todo = f"cannot be read: {text}", "The file seems damaged; check it with the duckdb shell, or restore it from a backup."
-        return SourceInvalid(f"The benchmark database {self.path} {what}.".replace("..", "."), guidance=todo, path=self.path)
+        return SourceInvalid(f"The benchmark database {self.path} {what}.", guidance=todo, path=self.path)
+
+    def _explain_host(self, error: duckdb.Error) -> SourceError:
+        return SourceError(
+            f"The server's own connection to the benchmark database {self.path} cannot be used: {str(error).strip()}",
+            guidance="The server must keep the connection it offers open for as long as it serves.",
+            path=self.path,
+        )
+
+
+def _is_busy(error: duckdb.Error) -> bool:
+    # The words of DuckDB, not just "lock": the path stands in the message too.
+    # The third is this process itself, opening or closing the file in another mode at this very moment.
+    return any(words in str(error) for words in _BUSY)
