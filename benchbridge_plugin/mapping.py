@@ -120,26 +120,29 @@ def _within(extras: str, *names: str) -> str:
 _HARDWARE = "map($hardware_names, $hardware_meanings)[{}]"
 _PRECISION = "map($precision_names, $precision_meanings)[{}]"
 _FAILED = "['failed', 'failure', 'error', 'aborted', 'cancelled', 'canceled', 'timeout']"
-_TRUE = "lower({}) IN ('true', '1')"
+_TRUE = "coalesce(TRY_CAST({} AS BOOLEAN), false)"  # as layout.py reads the columns
+# A number of items is a whole one: a cast alone would make 17 of 16.5.
+_WHOLE = "CASE WHEN TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE) THEN TRY_CAST({0} AS BIGINT) END"
 _SIMULATED_NAMES = ("is_simulated", "simulation_mode")
+_MENTIONED = r"contains({0}, 'simulat') OR contains({0}, '\u')"  # most extras need no parse; a name can be spelt with escapes
 
 _CENSUS_SQL = f"""
     WITH seen AS ({_READ_SQL}),
     timed AS (
         SELECT *,
                epoch_us(measured_at) AS measured_at_us,
-               {_within("extras", *_SIMULATED_NAMES)} AS said,
-               CASE WHEN more_extras IS NOT NULL THEN {_within("more_extras", *_SIMULATED_NAMES)} END AS also_said
+               CASE WHEN {_MENTIONED.format("extras")} THEN {_within("extras", *_SIMULATED_NAMES)} END AS said,
+               CASE WHEN {_MENTIONED.format("more_extras")} THEN {_within("more_extras", *_SIMULATED_NAMES)} END AS also_said
           FROM seen
     )
     SELECT result_id,
            content_hash,
            CASE WHEN coalesce(simulated, false)
                   OR coalesce(hardware_simulated, false)
-                  OR coalesce({_TRUE.format("said[1]")}, false)
-                  OR coalesce({_TRUE.format("said[2]")}, false)
-                  OR coalesce({_TRUE.format("also_said[1]")}, false)
-                  OR coalesce({_TRUE.format("also_said[2]")}, false) THEN 'simulated'
+                  OR {_TRUE.format("said[1]")}
+                  OR {_TRUE.format("said[2]")}
+                  OR {_TRUE.format("also_said[1]")}
+                  OR {_TRUE.format("also_said[2]")} THEN 'simulated'
                 WHEN NOT coalesce(run_success, true)
                   OR coalesce(list_contains({_FAILED}, lower(trim(run_status, $blank))), false) THEN 'failed_run'
                 WHEN measured_at_us < $cutoff_us THEN 'older_than_lookback'
@@ -152,15 +155,16 @@ _CENSUS_SQL = f"""
       FROM timed
 """
 
-_SHOWN = "regexp_replace(left({}, 60), '[[:cntrl:]]', '?', 'g')"
+_SHOWN = r"regexp_replace(left({}, 60), '[\p{{C}}\p{{Zl}}\p{{Zp}}]', '?', 'g')"  # on one line, and read from left to right
 _SAID_NAMES = ("precision", "batch_size", "sequence_length", "seq_length", "seq_len")
+_INCOMPLETE = "nullif(trim(precision, $blank), '') IS NULL OR batch_size IS NULL OR coalesce(sequence_length, 0) = 0"
 
 _MEASURE_SQL = f"""
     WITH seen AS ({_READ_SQL}),
     looked AS (
         SELECT *,
-               {_within("extras", *_SAID_NAMES)} AS said,
-               CASE WHEN more_extras IS NOT NULL THEN {_within("more_extras", *_SAID_NAMES)} END AS also_said,
+               CASE WHEN {_INCOMPLETE} THEN {_within("extras", *_SAID_NAMES)} END AS said,
+               CASE WHEN more_extras IS NOT NULL AND ({_INCOMPLETE}) THEN {_within("more_extras", *_SAID_NAMES)} END AS also_said,
                CASE WHEN extras IS NOT NULL THEN {_strict("extras")} END AS strict,
                CASE WHEN more_extras IS NOT NULL THEN {_strict("more_extras")} END AS more_strict
           FROM seen
@@ -168,15 +172,17 @@ _MEASURE_SQL = f"""
     named AS (
         SELECT *,
                nullif(lower(trim(hardware_type, $blank)), '') AS hardware_said,
-               nullif(lower(trim(coalesce(nullif(trim(precision, $blank), ''), said[1], also_said[1]), $blank)), '') AS precision_said,
-               coalesce(batch_size, TRY_CAST(said[2] AS BIGINT), TRY_CAST(also_said[2] AS BIGINT)) AS batch_said,
+               lower(coalesce(nullif(trim(precision, $blank), ''),
+                              nullif(trim(said[1], $blank), ''),
+                              nullif(trim(also_said[1], $blank), ''))) AS precision_said,
+               coalesce(batch_size, {_WHOLE.format("said[2]")}, {_WHOLE.format("also_said[2]")}) AS batch_said,
                coalesce(nullif(sequence_length, 0),
-                        nullif(TRY_CAST(said[3] AS BIGINT), 0),
-                        nullif(TRY_CAST(said[4] AS BIGINT), 0),
-                        nullif(TRY_CAST(said[5] AS BIGINT), 0),
-                        nullif(TRY_CAST(also_said[3] AS BIGINT), 0),
-                        nullif(TRY_CAST(also_said[4] AS BIGINT), 0),
-                        nullif(TRY_CAST(also_said[5] AS BIGINT), 0)) AS length_said,
+                        nullif({_WHOLE.format("said[3]")}, 0),
+                        nullif({_WHOLE.format("said[4]")}, 0),
+                        nullif({_WHOLE.format("said[5]")}, 0),
+                        nullif({_WHOLE.format("also_said[3]")}, 0),
+                        nullif({_WHOLE.format("also_said[4]")}, 0),
+                        nullif({_WHOLE.format("also_said[5]")}, 0)) AS length_said,
                CASE WHEN isfinite(throughput) THEN throughput END AS throughput_said,
                CASE WHEN isfinite(latency_ms) THEN latency_ms END AS latency_said,
                CASE WHEN isfinite(memory_mb) THEN memory_mb END AS memory_said
@@ -289,6 +295,11 @@ class Rules:
     keyed: bool = True
 
 
+def _named(aliases: Mapping[str, str]) -> dict[str, str]:
+    """The aliases by the name that rows are looked up by: a user writes it as it stands in the database."""
+    return {name.strip(_BLANK).lower(): meaning.strip(_BLANK) for name, meaning in aliases.items()}
+
+
 class Mapper:
     """Applies the rules to slices of results. One statement runs at a time; safe to share between threads."""
 
@@ -298,11 +309,12 @@ class Mapper:
         self._connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False})
         self._connection.execute("SET TimeZone = ?", [rules.source_timezone])
         self._connection.execute("SET enable_external_access = false")
-        hardware = {**HARDWARE_ALIASES, **rules.hardware_aliases}
-        precisions = {**PRECISION_ALIASES, **rules.precision_aliases}
+        self._statements: dict[str, duckdb.Statement] = {}
+        hardware = {**HARDWARE_ALIASES, **_named(rules.hardware_aliases)}
+        precisions = {**PRECISION_ALIASES, **_named(rules.precision_aliases)}
         self._hardware = {"blank": _BLANK, "hardware_names": list(hardware), "hardware_meanings": list(hardware.values())}
-        default = rules.default_precision.strip().lower() if rules.default_precision else None
-        self._default_precision = None if default is None else precisions.get(default, default)
+        default = (rules.default_precision or "").strip(_BLANK).lower()
+        self._default_precision = precisions.get(default, default) or None
         self._precisions = {"precision_names": list(precisions), "precision_meanings": list(precisions.values())}
 
     def classify(self, rows: pa.Table, *, cutoff_us: int | None, model: str | None) -> pa.Table:
@@ -314,7 +326,7 @@ class Mapper:
     def measure(self, rows: pa.Table, profile: SinkProfile) -> pa.Table:
         """The rows as a batch (model.BATCH_FIELDS) for a sink that takes what `profile` says."""
         rules = self._rules
-        return self._run(
+        batch = self._run(
             _MEASURE_SQL,
             rows,
             {
@@ -331,12 +343,17 @@ class Mapper:
                 "with_metadata": "measured_at" in profile.capabilities,
             },
         )
+        # The instants are right in any zone; the column carries that of the session, and readers should not see which one that is.
+        at = batch.schema.get_field_index("measured_at")
+        return batch.set_column(at, "measured_at", batch.column(at).cast(pa.timestamp("us", "UTC")))
 
     def _run(self, sql: str, rows: pa.Table, parameters: Mapping[str, object]) -> pa.Table:
         with self._lock:
+            if sql not in self._statements:  # parsing takes as long as running over a thousand rows
+                (self._statements[sql],) = self._connection.extract_statements(sql)
             self._connection.register("benchbridge_rows", rows)
             try:
-                result = self._connection.sql(sql, params=dict(parameters))
+                result = self._connection.sql(self._statements[sql], params=dict(parameters))
                 return cast("pa.Table", result.to_arrow_table())
             finally:
                 self._connection.unregister("benchbridge_rows")

@@ -136,7 +136,7 @@ class BenchmarkSource:
         start = 0
         while start < len(ids):
             size = self._slice
-            # As text: a Python int beyond 64 bits would arrive as a DOUBLE.
+            # As text, which every type reads as it writes it; a Python value could arrive as another type.
             ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
             with self._session(wait=wait) as connection:
                 began = time.monotonic()

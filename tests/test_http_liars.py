@@ -144,7 +144,6 @@ def test_a_listing_that_is_cut_short_in_silence_proves_no_absence(liar: Liar, ht
     assert settlement.answer is Answer.UNKNOWN
 
 
-
 @pytest.mark.parametrize(
     "value",
     [[], {}, {"measurements": None}, {"measurements": "many"}, b"<!doctype html>", b"", b"[" * 100_000, b"\xff\xfe"],

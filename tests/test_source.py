@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sqlite3
 import struct
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +93,6 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-def sqlite(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE performance_results (id INTEGER)")
-
-
 def parquet_inside(path: Path) -> None:
     with duckdb.connect() as connection:
         connection.execute(f"COPY (SELECT 1 AS id) TO '{path}' (FORMAT parquet)")
@@ -124,7 +118,6 @@ def newer(path: Path) -> None:
         (empty, SourceInvalid, "is empty", "benchmark_db_path"),
         (text, SourceInvalid, "is not a DuckDB database", "benchmark_db_path"),
         (folder, SourceInvalid, "is a directory", "benchmark_db_path"),
-        (sqlite, SourceInvalid, "is an SQLite database", "benchmark_db_path"),
         (parquet_inside, SourceInvalid, "is not a DuckDB database", "benchmark_db_path"),
         (newer, SourceInvalid, "was written by a newer DuckDB", "pip install -U duckdb"),
     ],
@@ -322,7 +315,7 @@ def test_databases_that_a_host_has_attached_are_not_mixed_in(tmp_path: Path) -> 
     wanted = everything(BenchmarkSource(str(path)))
     with duckdb.connect(str(path)) as host:
         host.execute("ATTACH ':memory:' AS other")
-        host.execute("CREATE TABLE other.performance_results (performance_id INTEGER, latency_ms DOUBLE)")
+        host.execute("CREATE TABLE other.performance_results (performance_id INTEGER, latency_ms DOUBLE, sequence_length INTEGER)")
         host.execute("CREATE TEMP TABLE performance_results AS SELECT 1 AS id")
         assert everything(BenchmarkSource(str(path), host_connection=lambda: host)).equals(wanted)
 
