@@ -122,7 +122,7 @@ _PRECISION = "map($precision_names, $precision_meanings)[{}]"
 _FAILED = "['failed', 'failure', 'error', 'aborted', 'cancelled', 'canceled', 'timeout']"
 _TRUE = "coalesce(TRY_CAST({} AS BOOLEAN), false)"  # as layout.py reads the columns
 # A number of items is a whole one: a cast alone would make 17 of 16.5.
-_WHOLE = "CASE WHEN TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE) THEN TRY_CAST({0} AS BIGINT) END"
+_WHOLE = "CASE WHEN {0} IS NOT NULL THEN CASE WHEN TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE) THEN TRY_CAST({0} AS BIGINT) END END"
 _SIMULATED_NAMES = ("is_simulated", "simulation_mode")
 _MENTIONED = r"contains({0}, 'simulat') OR contains({0}, '\u')"  # most extras need no parse; a name can be spelt with escapes
 
