@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid5
 
-import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from benchbridge_plugin.layout import ROLES
 from benchbridge_plugin.mapping import HARDWARE_ALIASES, PRECISION_ALIASES, REASONS, SKIPS, Mapper, Rules
-from benchbridge_plugin.model import BATCH_FIELDS, KEY_NAMESPACE, Quality, SinkProfile, quality_names
-from benchbridge_plugin.source import BenchmarkSource
-from tests.kit.layouts import BenchmarkDatabase
+from benchbridge_plugin.model import BATCH_FIELDS, Quality, SinkProfile, quality_names
+from tests.mapping_rows import FULL, MakeMapper, flags, judged, measured, one, rows, strict_json
 
 ROOT = Path(__file__).parents[1]
-ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64(), "BOOLEAN": pa.bool_()}
-SCHEMA = pa.schema([(role, ARROW[kind]) for role, kind in ROLES.items()])
-FULL = SinkProfile(capabilities=frozenset({"measured_at"}))
-
-#: A result that nothing is wrong with: 8 items in 10 ms.
-RESULT = {
-    "result_id": "1",
-    "model_name": "gpt2",
-    "model_family": "gpt2",
-    "hardware_type": "cuda",
-    "device_name": "H100",
-    "batch_size": 8,
-    "sequence_length": 128,
-    "precision": "fp16",
-    "test_case": "inference",
-    "throughput": 800.0,
-    "latency_ms": 10.0,
-    "memory_mb": 512.0,
-    "run_started": "2024-05-06 07:08:09",
-    "result_time": "2024-05-06 08:00:00",
-    "extras": '{"a": 1}',
-}
-MakeMapper = Callable[..., Mapper]
 
 
 @pytest.fixture
@@ -68,39 +37,6 @@ def mapper() -> Iterator[Mapper]:
     made = Mapper(Rules("bench"))
     yield made
     made.close()
-
-
-def rows(*changes: dict[str, Any]) -> pa.Table:
-    """Rows as a source reads them: RESULT with what is said of each; ids count up."""
-    return pa.Table.from_pylist([{**RESULT, "result_id": str(number), **change} for number, change in enumerate(changes, 1)], schema=SCHEMA)
-
-
-def measured(mapper: Mapper, *changes: dict[str, Any], profile: SinkProfile = FULL) -> list[dict[str, Any]]:
-    found = mapper.measure(rows(*changes), profile).to_pylist()
-    return sorted(found, key=lambda row: int(row["result_id"]))
-
-
-def one(mapper: Mapper, profile: SinkProfile = FULL, /, **change: Any) -> dict[str, Any]:
-    (row,) = measured(mapper, change, profile=profile)
-    return row
-
-
-def judged(mapper: Mapper, *changes: dict[str, Any], cutoff_us: int | None = None, model: str | None = None) -> list[dict[str, Any]]:
-    found = mapper.classify(rows(*changes), cutoff_us=cutoff_us, model=model).to_pylist()
-    return sorted(found, key=lambda row: int(row["result_id"]))
-
-
-def flags(row: dict[str, Any]) -> list[str]:
-    return quality_names(row["quality"])
-
-
-def strict_json(text: str) -> Any:
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
-
-    value = json.loads(text, parse_constant=refuse)
-    json.dumps(value, allow_nan=False)
-    return value
 
 
 # -- names ----------------------------------------------------------------------------------------------------------------------------------
@@ -221,8 +157,7 @@ def test_names_of_any_length_and_with_control_characters_are_carried_and_shown_w
 def test_no_precision_is_refused_unless_the_config_names_one(mapper: Mapper, mapper_of: MakeMapper) -> None:
     """And then it is flagged, in the batch and in the metadata."""
     refused = one(mapper, precision=None)
-    assert refused["reason_code"] == "precision_missing"
-    assert "default_precision" in refused["reason"]
+    assert (refused["reason_code"], "default_precision" in refused["reason"]) == ("precision_missing", True)
     row = one(mapper_of(default_precision="Float32"), precision=None)
     assert (row["precision"], row["reason_code"], flags(row)) == ("fp32", None, ["precision_assumed"])
     assert strict_json(row["metadata"])["assumed"] == ["precision"]
@@ -295,100 +230,6 @@ def test_training_is_what_is_called_training(case: str | None, mode: str, mapper
 def test_a_mode_that_the_sink_does_not_take_is_refused(mapper: Mapper) -> None:
     """A service can offer inference only."""
     assert one(mapper, SinkProfile(modes=("inference",)), test_case="training")["reason_code"] == "mode_unsupported"
-
-
-# -- figures --------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["throughput", "latency_ms", "memory_mb"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_figure_that_is_no_number_becomes_null_and_is_flagged(name: str, value: float, mapper: Mapper) -> None:
-    """One NaN would turn the sink's listing into an error for everybody."""
-    row = one(mapper, **{name: value})
-    assert row[{"throughput": "throughput", "latency_ms": "latency", "memory_mb": "memory_usage"}[name]] is None
-    assert (row["reason_code"], flags(row)) == (None, ["non_finite_dropped"])
-
-
-@pytest.mark.parametrize("name", ["throughput", "latency_ms", "memory_mb"])
-def test_zero_is_a_figure_and_a_negative_one_is_not(name: str, mapper: Mapper) -> None:
-    """-0.0 is zero."""
-    found = measured(mapper, *({name: value} for value in (0.0, -0.0, 5e-324, -5e-324, -1.0)))
-    assert [row["reason_code"] for row in found] == [None, None, None, "figure_negative", "figure_negative"]
-
-
-def test_a_result_without_a_usable_figure_is_refused(mapper: Mapper) -> None:
-    """Null, NaN and infinite are all nothing; one figure is enough."""
-    nothing = {"throughput": None, "latency_ms": math.nan, "memory_mb": math.inf}
-    assert one(mapper, **nothing)["reason_code"] == "figure_missing"
-    assert one(mapper, **{**nothing, "memory_mb": 1.0})["reason_code"] is None
-
-
-@pytest.mark.parametrize(
-    ("throughput", "disagrees"),
-    [(800.0, False), (840.0, False), (762.0, False), (843.0, True), (761.0, True), (80.0, True), (None, False), (0.0, False)],
-)
-def test_figures_that_contradict_each_other_by_more_than_five_per_cent_are_flagged(
-    throughput: float | None, disagrees: bool, mapper: Mapper
-) -> None:
-    """Latency should be 1000 x batch size / throughput; it is delivered all the same."""
-    row = one(mapper, throughput=throughput)
-    assert (row["reason_code"], "figures_disagree" in flags(row)) == (None, disagrees)
-
-
-def test_an_assumed_batch_size_accuses_no_figures(mapper_of: MakeMapper) -> None:
-    """Only what the result says itself can contradict it."""
-    assert flags(one(mapper_of(default_batch_size=1), batch_size=None)) == ["batch_size_assumed"]
-
-
-# -- times ----------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("started", "stored", "when"),
-    [
-        ("2024-01-15 12:00:00", None, "2024-01-15T11:00:00+00:00"),
-        ("2024-07-15 12:00:00", None, "2024-07-15T10:00:00+00:00"),
-        ("2024-10-27 01:59:59", None, "2024-10-26T23:59:59+00:00"),
-        ("2024-10-27 03:00:00", None, "2024-10-27T02:00:00+00:00"),
-        ("2024-03-31 01:59:59.999999", None, "2024-03-31T00:59:59.999999+00:00"),
-        ("2024-03-31 03:00:00", None, "2024-03-31T01:00:00+00:00"),
-        ("2024-07-15 12:00:00+00", None, "2024-07-15T12:00:00+00:00"),
-        ("2024-07-15T12:00:00Z", None, "2024-07-15T12:00:00+00:00"),
-        ("2024-07-15T12:00:00.5+05:30", None, "2024-07-15T06:30:00.500000+00:00"),
-        ("2024-07-15", None, "2024-07-14T22:00:00+00:00"),
-        (None, "2024-07-15 12:00:00", "2024-07-15T10:00:00+00:00"),
-        ("2024-07-15 12:00:00", "2024-07-16 12:00:00", "2024-07-15T10:00:00+00:00"),
-        ("infinity", "2024-07-15 12:00:00", "2024-07-15T10:00:00+00:00"),
-        ("yesterday", "2024-07-15 12:00:00", "2024-07-15T10:00:00+00:00"),
-        ("290309-12-22 (BC) 00:00:00", "2024-07-15 12:00:00", "2024-07-15T10:00:00+00:00"),
-        ("infinity", "-infinity", None),
-        ("294247-01-10 04:00:54.775806", None, None),
-        ("0001-01-01 00:00:00", None, None),
-        ("9999-12-31 23:59:59", None, None),
-        ("2024-13-45", "", None),
-        ("now", "today", None),
-        ("1704067200", None, None),
-        (None, None, None),
-    ],
-)  # fmt: skip
-def test_times_are_read_in_the_zone_of_the_source_unless_they_name_their_own(
-    started: str | None, stored: str | None, when: str | None, mapper_of: MakeMapper
-) -> None:
-    """The run's start goes first; a time that is none is unknown, flagged, and stops nothing."""
-    mapper = mapper_of(source_timezone="Europe/Berlin")
-    row, other = measured(mapper, {"run_started": started, "result_time": stored}, {})
-    assert row["measured_at"] == (None if when is None else datetime.fromisoformat(when))
-    assert row["measured_at_us"] == (None if when is None else round(datetime.fromisoformat(when).timestamp() * 1e6))
-    assert ("time_unknown" in flags(row)) is (when is None)
-    assert judged(mapper, {"run_started": started, "result_time": stored})[0]["measured_at_us"] == row["measured_at_us"]
-    assert other["measured_at"] == datetime(2024, 5, 6, 5, 8, 9, tzinfo=UTC)
-
-
-def test_an_hour_that_comes_twice_and_one_that_never_comes_have_one_reading(mapper_of: MakeMapper) -> None:
-    """Twice: the later one. Never: the hour after. The same on every version of DuckDB."""
-    mapper = mapper_of(source_timezone="Europe/Berlin")
-    assert one(mapper, run_started="2024-10-27 02:30:00")["measured_at"] == datetime(2024, 10, 27, 1, 30, tzinfo=UTC)
-    assert one(mapper, run_started="2024-03-31 02:30:00")["measured_at"] == datetime(2024, 3, 31, 1, 30, tzinfo=UTC)
 
 
 # -- what is not sent on purpose ------------------------------------------------------------------------------------------------------------
@@ -472,290 +313,6 @@ def test_the_model_filter_and_the_priorities_compare_names_exactly(mapper_of: Ma
     assert [row["priority"] for row in judged(mapper_of(), {})] == [False]
 
 
-# -- extras ---------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("extras", "kept", "readable"),
-    [
-        (None, None, True),
-        ('{"a": [1, 2.5, "x", null, true]}', {"a": [1, 2.5, "x", None, True]}, True),
-        ("null", None, True),
-        ("7", 7, True),
-        ('"text"', "text", True),
-        ('{"a": 1, "a": 2}', {"a": 2}, True),
-        ('  {"a": 1}\n', {"a": 1}, True),
-        ('{"note": "NaN, Infinity, [1,]"}', {"note": "NaN, Infinity, [1,]"}, True),
-        ('{"escaped": "\\",NaN}"}', {"escaped": '",NaN}'}, True),
-        ('{"emoji": "\\ud83d\\ude00 \\u0000"}', {"emoji": "\U0001f600 \x00"}, True),
-        ('{"a": 1e150}', {"a": 1e150}, True),
-        ("[" * 100 + "]" * 100, ..., True),
-        ("[" + ",".join(["{}"] * 300) + "]", [{}] * 300, True),
-        ('{"text": "' + "[" * 500 + '"}', {"text": "[" * 500}, True),
-        ("", None, False),
-        ("throughput=5", None, False),
-        ("{'a': 1}", None, False),
-        ('{"a": NaN}', None, False),
-        ('{"a": nan}', None, False),
-        ('{"a": -Infinity}', None, False),
-        ('{"a": inf }', None, False),
-        ("Infinity", None, False),
-        ('{"\\u0061":NaN}', None, False),
-        ("[1, ]", None, False),
-        ('{"a": 1,}', None, False),
-        ('{"a": 1e999}', None, False),
-        ('{"a": ' + "9" * 5000 + "}", None, False),
-        ('{"a": "\\ud800"}', None, False),
-        ("[" * 101 + "]" * 101, None, False),
-        ("[" * 100_000 + "]" * 100_000, None, False),
-        ('{"a": "' + "x" * 70_000 + '"}', None, False),
-    ],
-    ids=lambda value: repr(value)[:40],
-)
-def test_extras_go_along_when_every_json_parser_can_read_them(extras: str | None, kept: Any, readable: bool, mapper: Mapper) -> None:
-    """What is not JSON, or would be an error or an infinity for the next reader, stays behind with a flag; the result goes."""
-    row = one(mapper, extras=extras)
-    assert row["reason_code"] is None
-    assert ("extras_unreadable" in flags(row)) is not readable
-    metadata = strict_json(row["metadata"])
-    assert kept is ... or metadata["extras"] == kept
-    assert set(metadata) == {"device_name", "test_case", "assumed", "extras"}
-
-
-def test_metrics_and_metadata_both_go_along_under_their_names(mapper: Mapper) -> None:
-    """Only where a file has both; one that is unreadable does not take the other with it."""
-    row = one(mapper, extras='{"a": 1}', more_extras="{b")
-    assert strict_json(row["metadata"])["extras"] == {"metrics": {"a": 1}, "metadata": None}
-    assert flags(row) == ["extras_unreadable"]
-
-
-def test_metadata_is_made_only_for_a_sink_that_keeps_it(mapper: Mapper) -> None:
-    """The base contract drops it."""
-    assert one(mapper, SinkProfile())["metadata"] is None
-
-
-# -- content and keys -----------------------------------------------------------------------------------------------------------------------
-
-#: These may never change: a new digest makes every delivered result look new.
-GOLDEN: dict[str, tuple[dict[str, Any], str]] = {
-    "plain": ({}, "dbbad8937c45625f0d0abdf526b6bc8a"),
-    "empty": (dict.fromkeys(set(RESULT) - {"result_id"}), "3017b92adb3243f40c5f61d71ac55b0d"),
-    "unicode": ({"model_name": "模型 é\U0001f600", "extras": '{"ü": "\\n"}', "device_name": ""}, "d2829df6efd60b4cf379f9247e4c1282"),
-    "numbers": (
-        {"throughput": 0.10000000149011612, "latency_ms": 1e300, "memory_mb": 5e-324, "batch_size": -(2**63)},
-        "97a0d0c7912368b380e4adff4423354c",
-    ),
-    "not finite": ({"throughput": math.nan, "latency_ms": math.inf, "memory_mb": -math.inf}, "d761bfe5b3ac33f1affa1e7194636259"),
-}
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_the_content_hash_is_the_same_for_ever(name: str, mapper: Mapper) -> None:
-    """On every version of DuckDB, in classify and in measure."""
-    change, digest = GOLDEN[name]
-    assert one(mapper, **change)["content_hash"].hex() == digest
-    assert judged(mapper, change)[0]["content_hash"].hex() == digest
-
-
-OTHER: dict[str, Any] = {
-    "model_name": "gpt3",
-    "hardware_type": "cpu",
-    "device_name": "A100",
-    "batch_size": 9,
-    "sequence_length": 129,
-    "precision": "fp32",
-    "test_case": "training",
-    "throughput": 800.0000001,
-    "latency_ms": 10.0000001,
-    "memory_mb": 512.0000001,
-    "run_started": "2024-05-06 07:08:10",
-    "result_time": "2024-05-06 08:00:01",
-    "extras": '{"a":1}',
-    "more_extras": "{}",
-}
-NOT_CONTENT: dict[str, Any] = {
-    "result_id": "2",
-    "model_family": "other",
-    "simulated": True,
-    "hardware_simulated": True,
-    "run_success": False,
-    "run_status": "failed",
-}
-
-
-def test_every_role_is_content_or_is_not() -> None:
-    """A new role has to be decided on."""
-    assert {*OTHER, *NOT_CONTENT} == set(ROLES)
-
-
-@pytest.mark.parametrize("role", OTHER)
-def test_any_change_of_content_is_another_content(role: str, mapper: Mapper) -> None:
-    """Also to null, and null is not the empty text."""
-    values = [RESULT.get(role), OTHER[role], *([None] if role in RESULT else []), *([""] if ROLES[role] == "VARCHAR" else [])]
-    found = measured(mapper, *({role: value} for value in values))
-    assert len({row["content_hash"] for row in found}) == len(values)
-
-
-@pytest.mark.parametrize("role", NOT_CONTENT)
-def test_what_is_not_content_changes_nothing(role: str, mapper: Mapper) -> None:
-    """A run that is marked as failed later does not make its results new."""
-    assert one(mapper, **{role: NOT_CONTENT[role]})["content_hash"] == one(mapper)["content_hash"]
-
-
-def test_content_cannot_move_from_one_field_into_the_next(mapper: Mapper) -> None:
-    """Fields are told apart whatever separators stand in them."""
-    pairs = [
-        ("a", "b"),
-        ("ab", ""),
-        ("", "ab"),
-        ("a:b", ""),
-        ("a1:b", None),
-        ("a", "1:b"),
-        (None, "a1:b"),
-        ("a;", "b"),
-        ("a", ";b"),
-        ("1:", "1:"),
-    ]
-    found = measured(mapper, *({"model_name": first, "hardware_type": second} for first, second in pairs))
-    assert len({row["content_hash"] for row in found}) == len(pairs)
-    numbers = measured(mapper, *({"batch_size": first, "sequence_length": second} for first, second in ((1, 11), (11, 1), (None, 111))))
-    assert len({row["content_hash"] for row in numbers}) == 3
-
-
-def test_a_nan_is_a_nan_whatever_its_sign(mapper: Mapper) -> None:
-    """Machines differ in the sign bit that a failed division leaves."""
-    first, second = measured(mapper, {"latency_ms": math.nan}, {"latency_ms": math.copysign(math.nan, -1)})
-    assert first["content_hash"] == second["content_hash"]
-
-
-def test_the_config_is_no_content(mapper: Mapper, mapper_of: MakeMapper) -> None:
-    """Other aliases, defaults or time zones make no delivered result new; the key stays too."""
-    other = mapper_of(
-        source_timezone="Asia/Tokyo",
-        hardware_aliases={"cuda": "rocm"},
-        precision_aliases={"fp16": "int8"},
-        default_precision="int4",
-        default_batch_size=3,
-        default_sequence_length=7,
-        priority_models=("gpt2",),
-        keyed=False,
-    )
-    for change in ({}, {"precision": None, "batch_size": None, "sequence_length": None}):
-        assert one(other, **change)["key"] == one(mapper, **change)["key"]
-
-
-def test_a_float_that_becomes_a_double_keeps_its_content(tmp_path: Path, mapper: Mapper) -> None:
-    """A file whose FLOAT columns are widened has the same results; one that had doubles from the start has its own."""
-    path = tmp_path / "own.duckdb"
-    database = BenchmarkDatabase(path)
-    database.insert(throughput=0.1, latency=1 / 3, memory=1e30)
-
-    def content() -> bytes:
-        source = BenchmarkSource(str(path))
-        batch = mapper.measure(source.read(source.layout(), pa.array(["1"])), FULL).to_pylist()
-        assert batch[0]["throughput"] in (0.1, 0.10000000149011612)
-        found = batch[0]["content_hash"]
-        assert isinstance(found, bytes)
-        return found
-
-    narrow = content()
-    database.execute("CREATE TABLE kept AS FROM performance_results")
-    database.execute("DROP TABLE performance_batch_results")
-    database.execute("DROP TABLE performance_results")
-    database.execute("ALTER TABLE kept RENAME TO performance_results")
-    for column in ("throughput_items_per_second", "average_latency_ms", "memory_peak_mb"):
-        database.execute(f"ALTER TABLE performance_results ALTER {column} TYPE DOUBLE")
-    assert content() == narrow
-    database.execute("UPDATE performance_results SET throughput_items_per_second = 0.1")
-    assert content() != narrow
-
-
-@pytest.mark.parametrize("source_name", ["bench", "ü b/ä", "'; --"])
-def test_a_key_is_the_uuid_that_python_would_make(source_name: str, mapper_of: MakeMapper) -> None:
-    """UUIDv5 of (source name, result id, content hash) under our namespace, whatever is in them."""
-    ids = [*map(str, range(300)), "r-1", "'", "模型", "\U0001f600", " ", "a\x1fb", "x" * 1000]
-    table = pa.Table.from_pylist(
-        [{**RESULT, "result_id": result_id, "batch_size": place + 1} for place, result_id in enumerate(ids)], schema=SCHEMA
-    )
-    for row in mapper_of(source_name=source_name).measure(table, FULL).to_pylist():
-        expected = uuid5(KEY_NAMESPACE, f"{source_name}\x1f{row['result_id']}\x1f{row['content_hash'].hex()}")
-        assert UUID(bytes=row["key"]) == expected
-        assert row["idempotency_key"] == str(expected)
-        assert row["source"] == f"benchmark:{expected}"
-        assert row["source_ref"] == f"{source_name}/{row['result_id']}"
-
-
-def test_the_key_stays_out_of_the_source_when_the_config_says_plain(mapper_of: MakeMapper) -> None:
-    """measurement_source: plain."""
-    row = one(mapper_of(keyed=False))
-    assert (row["source"], len(row["key"])) == ("benchmark", 16)
-
-
-# -- all together ---------------------------------------------------------------------------------------------------------------------------
-
-_TEXT = st.one_of(
-    st.none(),
-    st.text(max_size=20),
-    st.sampled_from(
-        ["cuda", "gpu", "cpu", "fp16", "half", "bf16", "train", "failed", "2024-05-06 07:08:09", "infinity", "290309-12-22 (BC) 00:00:00",
-         "9999-12-31 23:59:59.999999", '{"batch_size": 4, "precision": "fp32"}', '{"sequence_length": 1e30}', '{"a":NaN}', "[[[[", '"\\', "{}"]
-    ),
-)  # fmt: skip
-_VALUES: dict[str, st.SearchStrategy[Any]] = {
-    "VARCHAR": _TEXT,
-    "BIGINT": st.one_of(st.none(), st.sampled_from([0, 1, 8, -1, 2**63 - 1, -(2**63)]), st.integers(-(2**63), 2**63 - 1)),
-    "DOUBLE": st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 1.0, 1e308, 5e-324])),
-    "BOOLEAN": st.sampled_from([None, True, False]),
-}
-_ROW = st.fixed_dictionaries({role: _VALUES[kind] for role, kind in ROLES.items() if role != "result_id"})
-_PROPERTY_MAPPERS: list[Mapper] = []
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(_ROW, min_size=1, max_size=12))
-def test_any_row_gets_exactly_one_verdict_and_a_deliverable_one_keeps_the_contract(weird: list[dict[str, Any]]) -> None:
-    """Whatever stands in a row, it is mapped; what can be sent is finite, non-negative and within the sink's enums."""
-    if not _PROPERTY_MAPPERS:
-        _PROPERTY_MAPPERS.append(Mapper(Rules("bench", source_timezone="America/New_York", default_precision="fp32", default_batch_size=1)))
-    mapper = _PROPERTY_MAPPERS[0]
-    found = measured(mapper, *weird, {})
-    assert [row["result_id"] for row in found] == [str(number) for number in range(1, len(weird) + 2)]
-    seen = judged(mapper, *weird, {}, cutoff_us=0)
-    assert [row["content_hash"] for row in seen] == [row["content_hash"] for row in found]
-    assert {row["skip"] for row in seen} <= {None, *SKIPS}
-    for row in found:
-        strict_json(row["metadata"])
-        assert len(row["key"]) == len(row["content_hash"]) == 16
-        assert row["quality"] & ~sum(Quality) == 0
-        if row["reason_code"] is not None:
-            assert row["reason_code"] in REASONS
-            assert row["reason"].endswith(".")
-            continue
-        assert row["reason"] is None
-        assert row["model_name"].strip(" \t\r\n")
-        assert row["hardware_platform"] in FULL.hardware
-        assert row["precision"] in FULL.precisions
-        assert row["mode"] in FULL.modes
-        assert row["batch_size"] >= 1
-        assert row["sequence_length"] >= 1
-        figures = [row[name] for name in ("throughput", "latency", "memory_usage") if row[name] is not None]
-        assert figures
-        assert all(math.isfinite(figure) and figure >= 0 for figure in figures)
-    assert found[-1]["reason_code"] is None
-
-
-def test_no_row_at_all_gives_an_empty_batch(mapper: Mapper) -> None:
-    """With all its columns."""
-    assert mapper.measure(rows(), FULL).schema.names == list(BATCH_FIELDS)
-    assert len(mapper.classify(rows(), cutoff_us=None, model=None)) == 0
-
-
-def test_the_mapper_reaches_no_file_and_no_network(mapper: Mapper) -> None:
-    """Its database is private and closed to the outside: values are data."""
-    with pytest.raises(duckdb.Error):
-        mapper._connection.execute("SELECT * FROM read_text('/etc/hostname')")
-
-
 # -- docs/reasons.md ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -803,3 +360,41 @@ def test_every_reason_is_given_by_some_row(code: str, mapper: Mapper) -> None:
     row = one(mapper, SinkProfile(modes=("inference",)), **cases[code])
     assert row["reason_code"] == code
     assert row["reason"]
+
+
+# -- found by reading -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_alias_of_the_config_is_written_as_the_name_stands_in_the_database(mapper_of: MakeMapper) -> None:
+    """Case and blanks around it mean nothing there either."""
+    own = mapper_of(hardware_aliases={" Qualcomm ": " qnn"}, precision_aliases={"AMP_FP16": "fp16"})
+    row = one(own, hardware_type="qualcomm", precision="Amp_FP16")
+    assert (row["hardware_platform"], row["precision"], row["reason_code"]) == ("qnn", "fp16", None)
+    assert judged(own, {"hardware_type": "QUALCOMM"})[0]["hardware"] == "qnn"
+
+
+@pytest.mark.parametrize("said", ["16.5", '"16.5"', "true", '"8 items"', "1e30", "[8]"])
+def test_a_size_that_is_no_whole_number_is_no_size(said: str, mapper: Mapper) -> None:
+    """16.5 items do not become 17."""
+    row = one(mapper, batch_size=None, sequence_length=None, extras=f'{{"batch_size": {said}, "sequence_length": {said}}}')
+    assert (row["reason_code"], row["sequence_length"]) == ("batch_size_missing", 128)
+    assert "sequence_length_assumed" in flags(row)
+
+
+def test_a_blank_precision_in_metrics_does_not_hide_the_one_in_metadata(mapper: Mapper) -> None:
+    """A blank says nothing."""
+    row = one(mapper, precision=" ", extras='{"precision": " "}', more_extras='{"precision": " FP32 "}')
+    assert (row["precision"], row["reason_code"]) == ("fp32", None)
+
+
+def test_a_blank_default_precision_is_none(mapper_of: MakeMapper) -> None:
+    """It must not become a precision of no name."""
+    assert one(mapper_of(default_precision="  "), precision=None)["reason_code"] == "precision_missing"
+
+
+@pytest.mark.parametrize("said", ['"yes"', '"T"', "1", '"TRUE"'])
+def test_extras_say_simulated_in_the_words_that_a_column_may_use(said: str, mapper: Mapper) -> None:
+    """Also where the name is spelt with escapes, or stands in metadata only."""
+    found = judged(mapper, {"extras": f'{{"is_simulated": {said}}}'}, {"extras": f'{{"is_simul\\u0061ted": {said}}}'},
+                   {"more_extras": f'{{"\\u0073imulation_mode": {said}}}'})  # fmt: skip
+    assert [row["skip"] for row in found] == ["simulated"] * 3
