@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,26 @@ def get(server: BaseContractServer, path: str, **query: Any) -> requests.Respons
 
 
 def task(server: BaseContractServer, answer: requests.Response) -> requests.Response:
+    """Asks once, as a client does that does not know how far the task is."""
     return get(server, f"{BASE}/task/{answer.json()['task_id']}")
+
+
+def ended(server: BaseContractServer, answer: requests.Response) -> dict[str, Any]:
+    """The task once it is neither pending nor running."""
+    return wait_for_end(partial(asked, f"{server.url}{BASE}/task/{answer.json()['task_id']}"))
+
+
+def asked(url: str) -> dict[str, Any]:
+    said: dict[str, Any] = requests.get(url, timeout=5).json()
+    return said
+
+
+def wait_for_end(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while (said := ask())["status"] in ("pending", "running"):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.01)
+    return said
 
 
 # The base contract
@@ -71,7 +91,7 @@ def test_a_measurement_is_answered_pending_and_stored_without_the_fields_the_con
     answer = post(server, measured_at="2026-01-01T00:00:00Z", source_ref="x")
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
     assert answer.json()["task_id"].startswith("measurement-")
-    done = task(server, answer).json()
+    done = ended(server, answer)
     assert done["status"] == "completed"
     (row,) = server.rows
     assert done["result"]["measurement_id"] == row["measurement_id"]
@@ -318,11 +338,12 @@ def test_down_refuses_connections_and_up_takes_them_again_with_the_tasks(server:
             session.get(f"{server.url}/health", timeout=5)
         server.up()
         assert session.get(f"{server.url}/health", timeout=5).status_code == 200
-    assert task(server, answer).json()["status"] == "completed"
+    assert ended(server, answer)["status"] == "completed"
 
 
 def test_restart_forgets_the_tasks_and_keeps_the_rows_and_the_port(server: BaseContractServer) -> None:
     answer, url = post(server), server.url
+    ended(server, answer)
     server.restart()
     assert server.url == url
     assert task(server, answer).status_code == 404
@@ -358,12 +379,17 @@ def test_as_a_process_it_keeps_its_rows_through_a_kill(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.kit.base_contract", "--port", str(port), "--store", str(store)]
     for stored in (1, 2):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == f"ready http://127.0.0.1:{port}\n"
-            url = f"http://127.0.0.1:{port}{BASE}"
-            sent = requests.post(f"{url}/record-measurement", json=MEASUREMENT, timeout=5).json()
-            assert requests.get(f"{url}/task/{sent['task_id']}", timeout=5).json()["status"] == "completed"
-            assert requests.get(f"{url}/measurements", timeout=5).json()["count"] == stored
-            process.send_signal(signal.SIGKILL if stored == 1 else signal.SIGTERM)
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == f"ready http://127.0.0.1:{port}\n"
+                url = f"http://127.0.0.1:{port}{BASE}"
+                sent = requests.post(f"{url}/record-measurement", json=MEASUREMENT, timeout=5).json()
+                done = wait_for_end(partial(asked, f"{url}/task/{sent['task_id']}"))
+                assert done["status"] == "completed"
+                assert requests.get(f"{url}/measurements", timeout=5).json()["count"] == stored
+                process.send_signal(signal.SIGKILL if stored == 1 else signal.SIGTERM)
+                process.wait(timeout=20)
+            finally:
+                process.kill()
     assert process.returncode == 0
     assert [json.loads(line)["id"] for line in store.read_text().splitlines()] == [1, 2]
