@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,8 +24,21 @@ SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
 _ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
 _SECRETS = frozenset({"api_key", "bridge_api_key"})
-_SECRET_PARAMETERS = ("password", "passwd", "pwd", "secret", "token", "key")
+_SECRET_PARAMETERS = ("password", "passwd", "pwd", "passphrase", "secret", "token", "key")
+#: Up to the last "@", as loosely as SQLAlchemy reads it: there a password may hold "/", "?" and "#" as they are.
+_CREDENTIALS = re.compile(r"^((?:[\w+.-]+:)?//|(?![\w+.-]+://))([^:/?#@]*):.*@", re.DOTALL)
 _LARGEST_NUMBER = 10**15
+_LONGEST_S = 365 * 86_400  # what every clock and socket can wait
+_LONGEST_MINUTES = 525_600
+_TEXTS = (
+    "benchmark_db_path",
+    "report_output_dir",
+    "source_name",
+    "source_timezone",
+    "ledger_url",
+    "default_precision",
+    "ca_bundle",
+)
 _DOCUMENTED = (
     "enabled",
     "benchmark_db_path",
@@ -74,8 +89,8 @@ class BridgeConfig:
     default_sequence_length: int = 128
     default_precision: str | None = None
     default_batch_size: int | None = None
-    hardware_aliases: Mapping[str, str] = field(default_factory=dict)
-    precision_aliases: Mapping[str, str] = field(default_factory=dict)
+    hardware_aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    precision_aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     batch_size: int | None = None
     request_timeout_s: float = 30.0
     acknowledge_timeout_s: float = 30.0
@@ -125,21 +140,25 @@ class BridgeConfig:
 
 
 def redact_url(url: str) -> str:
-    """The URL without the secrets it may carry: a password before the host, parameters with names such as `password` or `token`."""
+    """The URL without the secrets it may carry: a password before the host, a fragment, parameters with names such as `password` or `token`."""
     try:
         parts = urlsplit(url)
         password = parts.password
+        web = parts.scheme in ("http", "https") and parts.port is not None  # then an "@" further on belongs to the path
     except ValueError:
         return "***"  # not a URL: nobody can say what in it is secret
     if password is not None:
         parts = parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}")
+    elif not web and (credentials := _CREDENTIALS.match(url)):
+        start, user = credentials.groups(default="")
+        return redact_url(f"{start}{user}:***@{url[credentials.end() :]}") if start else f"{user}:***@{url[credentials.end() :]}"
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     if any(_is_secret_parameter(name) for name, _ in pairs):
         shown = [(name, "***" if _is_secret_parameter(name) else value) for name, value in pairs]
         parts = parts._replace(query=urlencode(shown, safe="*/:"))
-    elif password is None:
+    elif password is None and not parts.fragment:
         return url
-    return urlunsplit(parts)
+    return urlunsplit(parts._replace(fragment="***" if parts.fragment else ""))
 
 
 def _is_secret_parameter(name: str) -> bool:
@@ -164,10 +183,19 @@ def load(
     """The configuration from a file (optional), the environment and overrides. Raises ConfigError naming the place and the key."""
     config = BridgeConfig()
     if path is not None:
-        config = from_document(_read_json(path), base=config, where=str(path), whole=False)
+        document = _read_json(path)
+        _check_section_name(document, str(path))
+        config = from_document(document, base=config, where=str(path), whole=False)
     config = from_mapping(from_environment(environ or {}), base=config, where="environment", whole=False)
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
     return from_mapping(chosen, base=config, where="command line")
+
+
+def _check_section_name(document: object, where: str) -> None:
+    """A misspelt section would be taken for somebody else's, and everything in it for the defaults."""
+    if isinstance(document, Mapping) and SECTION not in document:
+        for near in difflib.get_close_matches(SECTION, document, n=1, cutoff=0.9):
+            raise ConfigError(f"Unknown section {near!r} in {where}.", guidance=f"Did you mean {SECTION}?", key=near, where=where)
 
 
 def from_document(document: object, *, base: BridgeConfig | None = None, where: str, whole: bool = True) -> BridgeConfig:
@@ -277,14 +305,27 @@ def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
         if issubclass(origin, Mapping):
             pairs = json.loads(value) if isinstance(value, str) else value
             if isinstance(pairs, Mapping) and all(isinstance(a, str) and isinstance(b, str) for a, b in pairs.items()):
-                return MappingProxyType({name.strip().lower(): meant.strip().lower() for name, meant in pairs.items()})
-    except (TypeError, ValueError, OverflowError, RecursionError):
+                return _aliases(pairs)
+    except OverflowError:
+        raise ConfigError(
+            f"{key} in {where} must be a number of at most {_LARGEST_NUMBER:.0e}.", guidance="Correct it there.", key=key, where=where
+        ) from None
+    except (TypeError, ValueError, RecursionError):
         pass
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of names"}.get(
-        origin, "an object of names"
+        origin, "an object of names, each given once"
     )
     shown = _shown(key, value)
     raise ConfigError(f"{key} in {where} must be {wanted}, not {shown}.", guidance="Correct it there.", key=key, where=where)
+
+
+def _aliases(pairs: Mapping[str, str]) -> Mapping[str, str]:
+    """Names as the mapping looks them up. ValueError for one that says nothing, or two that are the same and mean different things."""
+    aliases: dict[str, str] = {}
+    for name, meant in ((name.strip().lower(), meant.strip().lower()) for name, meant in pairs.items()):
+        if not name or not meant or aliases.setdefault(name, meant) != meant:
+            raise ValueError
+    return MappingProxyType(aliases)
 
 
 def _bool(value: object) -> bool:
@@ -299,8 +340,10 @@ def _bool(value: object) -> bool:
 
 def _number(kind: type[int] | type[float], value: int | float | str) -> int | float:
     number = float(value)
-    if not abs(number) <= _LARGEST_NUMBER or (kind is int and number != int(number)):  # NaN is not less than anything
+    if not math.isfinite(number) or (kind is int and number != int(number)):
         raise ValueError
+    if abs(number) > _LARGEST_NUMBER:
+        raise OverflowError
     return kind(number)
 
 
@@ -338,13 +381,20 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
     require(config.predictive_mode in ("auto", "in_process", "http"), "predictive_mode", "auto, in_process or http")
     require(config.measurement_source in ("keyed", "plain"), "measurement_source", "keyed or plain")
     require(config.read_access in ("key", "open"), "read_access", "key or open")
-    require(bool(config.benchmark_db_path.strip()), "benchmark_db_path", "a path")
-    require(_is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host")
+    for key in _TEXTS:
+        text = getattr(config, key)
+        require(text is None or (bool(text.strip()) and "\0" not in text), key, "text that is not blank")
+    require(_is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host, and no query")
+    require(not _is_in_memory(config.resolved_ledger_url), "ledger_url", "a file or a database that outlives the process")
     for key in sorted(_SECRETS):
         secret = getattr(config, key)
         plain = secret is None or (bool(secret) and secret.isprintable() and secret == secret.strip())
         require(plain and (secret is None or key != "api_key" or secret.isascii()), key, "printable text as a header can carry it")
-    require(config.sync_interval_minutes > 0, "sync_interval_minutes", "more than 0")
+    require(
+        0 < config.sync_interval_minutes <= _LONGEST_MINUTES,
+        "sync_interval_minutes",
+        f"more than 0 and at most {_LONGEST_MINUTES} (a year)",
+    )
     for key in ("sync_limit", "sync_days_lookback"):
         require(getattr(config, key) >= 0, key, "0 (no limit) or more")
     for key in ("default_sequence_length", "report_keep"):
@@ -360,11 +410,15 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
         "shutdown_timeout_s",
         "source_busy_timeout_s",
     ):
-        require(getattr(config, key) > 0, key, "more than 0 seconds")
-    require(
-        not whole or config.lease_s > config.request_timeout_s, "lease_s", f"longer than request_timeout_s ({config.request_timeout_s:g})"
-    )
-    require(config.settle_after_s >= 0, "settle_after_s", "0 seconds or more")
+        require(0 < getattr(config, key) <= _LONGEST_S, key, f"more than 0 and at most {_LONGEST_S} seconds (a year)")
+    require(0 <= config.settle_after_s <= _LONGEST_S, "settle_after_s", f"0 to {_LONGEST_S} seconds (a year)")
+    if whole and config.lease_s <= config.request_timeout_s:  # each may come from another place, so none is named
+        raise ConfigError(
+            f"lease_s ({config.lease_s:g}) must be longer than request_timeout_s ({config.request_timeout_s:g}).",
+            guidance=f"Set lease_s to more than {config.request_timeout_s:g}, or request_timeout_s to less than {config.lease_s:g}.",
+            key="lease_s",
+            where=where,
+        )
     try:
         ZoneInfo(config.source_timezone)
     except (KeyError, ValueError, OSError):
@@ -372,8 +426,20 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
 
 
 def _is_http_url(url: str) -> bool:
+    if not url.isprintable() or " " in url:  # the parser drops some of these, and a client does not
+        return False
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # reading the port checks it
+        plain = not parts.query and not parts.fragment  # a route is put behind it
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and parts.port != 0  # reading the port checks it
     except ValueError:
         return False
+
+
+def _is_in_memory(url: str) -> bool:
+    """Whether this is an SQLite database that is gone with the process. A ledger that forgets would have everything sent again."""
+    kind, _, place = url.partition("://")
+    path = place.partition("?")[0].lstrip("/")
+    return kind.partition("+")[0] == "sqlite" and (
+        not path or path == ":memory:" or path.startswith("file::memory:") or "mode=memory" in url
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
+import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,8 @@ from typing import Any
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.ledger import Ledger
 
+_logger = logging.getLogger(__name__)
+
 FORMATS: Mapping[str, str] = {
     "json": "application/json",
     "csv": "text/csv; charset=utf-8",
@@ -24,9 +28,11 @@ FORMATS: Mapping[str, str] = {
 }
 _STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
 _FILE_PREFIX = "benchbridge-report-"
+_FILE_NAME = re.compile(_FILE_PREFIX + r"\d{8}T\d{6}\.\d{6}Z\.json")
 _RUNS_SHOWN = 10
 _MODELS_SHOWN = 40
 _FORMULA_STARTS = tuple("=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}")
+_MARKUP = re.compile(r"[\\`*\[\]|~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")  # a "_" inside a word is only a character
 _WIDEST_CELL = 60
 _WIDEST_LAST_CELL = 500
 
@@ -91,14 +97,23 @@ def write(report: Mapping[str, Any], directory: Path, *, keep: int) -> Path:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        for old in sorted(directory.glob(f"{_FILE_PREFIX}*.json"))[:-keep]:
-            old.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
             f"The report cannot be written to {directory}: {error.strerror or error}.",
             guidance="Set report_output_dir to a writable directory.",
         ) from error
+    _prune(directory, target, keep)
     return target
+
+
+def _prune(directory: Path, newest: Path, keep: int) -> None:
+    """Remove what `write` wrote before, up to `keep` with the newest. The report stands already, so a file that stays is no error."""
+    try:
+        older = sorted(path for path in directory.iterdir() if path != newest and _FILE_NAME.fullmatch(path.name) and path.is_file())
+        for old in older[: max(len(older) + 1 - keep, 0)]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        _logger.warning("old reports cannot be removed", extra={"directory": str(directory), "error": str(error)})
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown: bool = False) -> str:
@@ -220,11 +235,17 @@ def _cell(value: object, markdown: bool, widest: int) -> str:
     text = _printable("" if value is None else str(value))
     if len(text) > widest:
         text = text[: widest - 3] + "..."
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") if markdown else text
+    return _MARKUP.sub(r"\\\g<0>", text).replace("<", "&lt;") if markdown else text
 
 
 def _width(text: str) -> int:
     """How many columns of a terminal the text takes."""
     if text.isascii():
         return len(text)
-    return sum(0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):  # an accent or a variation selector stands on the character before
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -191,7 +191,19 @@ def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
         ("source_timezone", "../etc/passwd"),
         ("retry_base_s", 0),
         ("settle_after_s", -1),
-        ("lease_s", 30),
+        ("sync_interval_minutes", 525_601),
+        ("lease_s", 365 * 86_400 + 1),
+        ("source_name", " "),
+        ("report_output_dir", "a\0b"),
+        ("predictive_api_url", "http://host/x?tenant=1"),
+        ("predictive_api_url", "http://host/x#top"),
+        ("predictive_api_url", "http://ho st"),
+        ("ledger_url", "sqlite://"),
+        ("ledger_url", "sqlite:///:memory:"),
+        ("ledger_url", "sqlite:///file::memory:?cache=shared&uri=true"),
+        ("ledger_url", "sqlite+pysqlite:///file:x?mode=memory&uri=true"),
+        ("hardware_aliases", {"a": " "}),
+        ("hardware_aliases", {"A": "cuda", " a ": "cpu"}),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_its_place(key: str, value: Any) -> None:
@@ -257,7 +269,7 @@ def test_secrets_are_never_shown() -> None:
         {
             "api_key": SECRET,
             "bridge_api_key": SECRET,
-            "predictive_api_url": f"https://me:{SECRET}@host:8443/x?token={SECRET}&limit=5",
+            "predictive_api_url": f"https://me:{SECRET}@host:8443/x",
             "ledger_url": f"postgresql+psycopg://u:{SECRET}@db/bridge?sslpassword={SECRET}&sslmode=require",
         },
         where="here",
@@ -265,7 +277,7 @@ def test_secrets_are_never_shown() -> None:
     shown = config.redacted()
     assert SECRET not in json.dumps(shown)
     assert (shown["api_key"], shown["bridge_api_key"]) == ("***", "***")
-    assert shown["predictive_api_url"] == "https://me:***@host:8443/x?token=***&limit=5"
+    assert shown["predictive_api_url"] == "https://me:***@host:8443/x"
     assert shown["ledger_url"] == "postgresql+psycopg://u:***@db/bridge?sslpassword=***&sslmode=require"
     for settings in (
         {"api_key": [SECRET]},
@@ -274,8 +286,28 @@ def test_secrets_are_never_shown() -> None:
         {"bridge_api_key": f"{SECRET}\x00"},
         {"predictive_api_url": f"ftp://me:{SECRET}@host"},
         {"predictive_api_url": f"http://me:{SECRET}@[host"},
+        {"predictive_api_url": f"https://me:{SECRET}@host:8443/x?token={SECRET}&limit=5"},
+        {"predictive_api_url": f"https://host/x#{SECRET}"},
     ):
         assert SECRET not in str(refused(**settings))
+
+
+@pytest.mark.parametrize("awkward", ["a/b", "a?b", "a#b", "a@b", "a:b"])
+def test_a_password_is_hidden_whatever_it_holds(awkward: str) -> None:
+    """SQLAlchemy takes such passwords as they are, so they stand in ledger URLs."""
+    for url in (f"postgresql+psycopg://u:{awkward}{SECRET}@db/bridge", f"u:{awkward}{SECRET}@db/bridge"):
+        shown = redact_url(url)
+        assert SECRET not in shown
+        assert (shown.startswith(url.partition("u:")[0] + "u:***@"), shown.endswith("@db/bridge")) == (True, True)
+
+
+def test_a_misspelt_section_is_not_taken_for_somebody_elses(tmp_path: Path) -> None:
+    """All of it would be the defaults."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"benchmark_predictive_perfomance": {"sync_limit": 3}}))
+    with pytest.raises(ConfigError, match="Unknown section") as caught:
+        load(path)
+    assert caught.value.guidance == f"Did you mean {SECTION}?"
 
 
 def test_a_url_without_secrets_is_shown_as_it_is() -> None:
@@ -301,6 +333,8 @@ def test_a_configuration_cannot_be_changed_and_a_changed_copy_is_checked() -> No
     aliases: Any = from_mapping({"hardware_aliases": {"a": "b"}}, where="here").hardware_aliases
     with pytest.raises(TypeError):
         aliases["c"] = "d"
+    with pytest.raises(TypeError):
+        config.precision_aliases["c"] = "d"  # type: ignore[index]
     assert config.with_changes(sync_limit=5, strict=None) == from_mapping({"sync_limit": 5}, where="here")
     with pytest.raises(ConfigError, match="argument"):
         config.with_changes(sync_limit=-1)
@@ -340,7 +374,8 @@ def test_every_key_is_documented_with_its_type_and_default_and_the_other_way_rou
     }
     hints = get_type_hints(BridgeConfig)
     shown = BridgeConfig().redacted()
-    for key, (kind, default, meaning) in rows.items():
+    for key, (kind, default, variable, meaning) in rows.items():
+        assert variable == f"`BENCHBRIDGE_{key.upper()}`"
         assert json.loads(default.strip("`")) == shown[key], key
         assert meaning.endswith("."), key
         hint = re.split(r"[\[|]", re.sub(r"<class '(\w+)'>", r"\1", str(hints[key])))[0].strip().rpartition(".")[2]
