@@ -551,9 +551,13 @@ _REPLACED = (
     '"and" "or" "not" "cast" "try_cast" "in" "binary" nullif ifnull'
 )
 SCALARS = _REPLACED.split()
-if tuple(int(part) for part in duckdb.__version__.split(".")[:3]) < (1, 5, 6):
-    # The catalogue functions of 1.5.0 call it unqualified; with such a macro the file is refused with an error, and nothing of it is read.
-    SCALARS.remove("current_database")
+TABLES = ["duckdb_tables", "duckdb_columns", "duckdb_constraints", "duckdb_views", "range", "unnest"]
+#: What the catalogue functions of older versions call unqualified.
+CALLED_UNQUALIFIED = ["current_database", '"*"', "duckdb_tables", "duckdb_columns", "duckdb_constraints", "duckdb_views"]
+OLD = tuple(int(part) for part in duckdb.__version__.split(".")[:3]) < (1, 5, 6)
+if OLD:
+    SCALARS = [name for name in SCALARS if name not in CALLED_UNQUALIFIED]
+    TABLES = [name for name in TABLES if name not in CALLED_UNQUALIFIED]
 
 
 def reading(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -579,11 +583,22 @@ def test_macros_of_the_file_change_nothing_of_what_is_read(tmp_path: Path) -> No
                 defined += 1
             except duckdb.Error:  # DuckDB itself does not let it be replaced
                 continue
-        for name in ("duckdb_tables", "duckdb_columns", "duckdb_constraints", "duckdb_views", "range", "unnest"):
+        for name in TABLES:
             connection.execute(f"CREATE MACRO {name}() AS TABLE SELECT 'evil' AS table_name")
         assert connection.execute("SELECT md5('x'), 1 + 2").fetchall() == [("evil", "evil")]
     assert defined > 30
     assert reading(path) == wanted
+
+
+@pytest.mark.skipif(not OLD, reason="this DuckDB calls the catalogue functions by their whole name")
+@pytest.mark.parametrize("name", CALLED_UNQUALIFIED)
+def test_an_older_duckdb_refuses_a_file_that_replaces_what_its_catalogue_calls(name: str, tmp_path: Path) -> None:
+    """With one error, and nothing is read."""
+    path = filled(tmp_path)
+    evil = "() AS TABLE SELECT 'evil' AS table_name" if name.startswith("duckdb_") else "(x) AS 'evil', (x, y) AS 'evil'"
+    change(path, f"CREATE MACRO {name}{evil}")
+    with pytest.raises(SourceError):
+        BenchmarkSource(str(path)).ids()
 
 
 def test_a_generated_column_is_not_evaluated(tmp_path: Path) -> None:
