@@ -391,6 +391,7 @@ class BenchmarkPredictivePerformanceBridge:
             batch_size=config.batch_size,
             retry_base_s=config.retry_base_s,
             retry_max_s=config.retry_max_s,
+            max_attempts=config.max_attempts,
             settle_after_s=config.settle_after_s,
             lease_s=config.lease_s,
         )

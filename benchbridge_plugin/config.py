@@ -92,12 +92,13 @@ class BridgeConfig:
     hardware_aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     precision_aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     batch_size: int | None = None
-    request_timeout_s: float = 30.0
+    request_timeout_s: float = 10.0
     acknowledge_timeout_s: float = 30.0
     settle_after_s: float = 5.0
     ca_bundle: str | None = None
     retry_base_s: float = 30.0
     retry_max_s: float = 3600.0
+    max_attempts: int = 10
     lease_s: float = 60.0
     shutdown_timeout_s: float = 10.0
     bridge_api_key: str | None = None
@@ -395,7 +396,7 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
         "sync_interval_minutes",
         f"more than 0 and at most {_LONGEST_MINUTES} (a year)",
     )
-    for key in ("sync_limit", "sync_days_lookback"):
+    for key in ("sync_limit", "sync_days_lookback", "max_attempts"):
         require(getattr(config, key) >= 0, key, "0 (no limit) or more")
     for key in ("default_sequence_length", "report_keep"):
         require(getattr(config, key) >= 1, key, "1 or more")
@@ -412,10 +413,12 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
     ):
         require(0 < getattr(config, key) <= _LONGEST_S, key, f"more than 0 and at most {_LONGEST_S} seconds (a year)")
     require(0 <= config.settle_after_s <= _LONGEST_S, "settle_after_s", f"0 to {_LONGEST_S} seconds (a year)")
-    if whole and config.lease_s <= config.request_timeout_s:  # each may come from another place, so none is named
+    # From one renewal of the lease to the next there may be a connection, a request that takes all its time, and a question whether the API is down.
+    shortest_s = min(4.5 * config.request_timeout_s, 1.2 * config.request_timeout_s + 15)
+    if whole and config.lease_s < shortest_s:  # each may come from another place, so none is named
         raise ConfigError(
-            f"lease_s ({config.lease_s:g}) must be longer than request_timeout_s ({config.request_timeout_s:g}).",
-            guidance=f"Set lease_s to more than {config.request_timeout_s:g}, or request_timeout_s to less than {config.lease_s:g}.",
+            f"lease_s ({config.lease_s:g}) is too short for request_timeout_s ({config.request_timeout_s:g}).",
+            guidance=f"Set lease_s to {shortest_s:g} or more, or request_timeout_s lower.",
             key="lease_s",
             where=where,
         )

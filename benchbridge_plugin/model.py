@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum, IntEnum, IntFlag
+from typing import Any
 from uuid import UUID
 
 # The root of all keys: UUIDv5 of (URL namespace, "urn:benchbridge:delivery-key"). Changing it would make every delivered result look new.
@@ -90,6 +91,10 @@ def quality_names(flags: int) -> list[str]:
     return [flag.name.lower() for flag in Quality if flags & flag and flag.name]
 
 
+#: The reason code of a result that failed as often as is allowed. `retry` brings it back.
+GIVEN_UP = "given_up"
+
+
 class Fate(Enum):
     """What became of one row that was not delivered."""
 
@@ -107,6 +112,7 @@ class Outcome:
     code: str
     reason: str
     retry_after_s: float | None = None
+    task_id: str | None = None  # in doubt: the sink's task that may still store it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,8 @@ class Receipt:
     """What became of a batch, by row index.
 
     `measurement_ids` is as long as the batch: the sink's id of each delivered row (None where it gives none). `exceptions` holds the rows that
-    were not delivered. `stop` is set when going on makes no sense: the sink is down or refuses the key; rows it concerns are `NOT_SENT`.
+    were not delivered. `stop` is set when going on makes no sense: the sink is down or refuses the key. Rows behind it are `NOT_SENT`, and what
+    failed on the way there was not the rows' own fault.
     """
 
     measurement_ids: Sequence[str | None]
@@ -131,6 +138,9 @@ class Doubt:
     key: UUID
     model_name: str
     sent_at: float  # seconds since 1970
+    attempts: int = 0
+    task_id: str | None = None  # the sink's task that may still store it
+    fields: Mapping[str, Any] | None = None  # what was sent, by MEASUREMENT_FIELDS; for a sink that can only compare
 
 
 class Answer(Enum):
@@ -174,6 +184,7 @@ class SyncRequest:
     days: int | None = None  # look-back; 0 is no look-back limit
     limit: int | None = None  # results handed to the sink at most; 0 is no limit
     dry_run: bool = False
+    adopt: bool = False  # send nothing; record as delivered what the sink already has
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +241,7 @@ class RunSummary:
     in_doubt: int = 0  # of those: in doubt
     skipped: int = 0  # not sent on purpose, by the last comparison
     settled: int = 0  # doubts of earlier runs that were settled
+    adopted: int = 0  # found at the sink although the ledger did not know them
     reasons: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, int] = field(default_factory=dict)
     held: Mapping[str, float] = field(default_factory=dict)  # how the source was held open: count, p95_ms, max_ms

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 
 from benchbridge_plugin.comparison import Plan, compare
 from benchbridge_plugin.errors import BridgeError, LedgerError
-from benchbridge_plugin.ledger import Holder, Lease, Ledger
+from benchbridge_plugin.ledger import Holder, Lease, Ledger, elapsed_s
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import (
+    GIVEN_UP,
     Accounting,
-    Answer,
     Doubt,
     Fate,
     Outcome,
@@ -35,13 +35,13 @@ from benchbridge_plugin.model import (
     SyncRequest,
     quality_names,
 )
+from benchbridge_plugin.settling import Settled, Settler, given_up
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 
 _logger = logging.getLogger(__name__)
 
 _READ_ROWS = 5_000
-_PAGE = 1_000
 _PROGRESS_EVERY_S = 0.5
 
 
@@ -54,6 +54,7 @@ class Policy:
     batch_size: int | None = None
     retry_base_s: float = 30.0
     retry_max_s: float = 3600.0
+    max_attempts: int = 10  # 0: never give up
     settle_after_s: float = 5.0
     lease_s: float = 60.0
 
@@ -66,22 +67,33 @@ class _Tally:
     rejected: int = 0
     failed: int = 0
     settled: int = 0  # doubts of earlier runs
+    adopted: int = 0
+    unknown: int = 0  # about which the sink could not say whether it has them
     doubts: dict[tuple[str, bytes], str] = field(default_factory=dict)  # of this run, with the reason code of each; counted in `failed`
     reasons: Counter[str] = field(default_factory=Counter)
     quality: Counter[str] = field(default_factory=Counter)
 
-    def settle(self, stored: Iterable[Doubt], absent: Iterable[Doubt]) -> None:
+    def settle(self, ended: Settled) -> None:
         """Doubts have ended. One of this run that turns out to be stored was synced after all."""
-        for doubt in absent:
+        for doubt in ended.absent:
             self.settled += self.doubts.pop((doubt.result_id, doubt.content_hash), None) is None
-        for doubt in stored:
-            code = self.doubts.pop((doubt.result_id, doubt.content_hash), None)
-            if code is None:
-                self.settled += 1
-            else:
+        for doubt in ended.stored:
+            if self._was_of_this_run(doubt):
                 self.synced += 1
-                self.failed -= 1
-                self.reasons[code] -= 1
+            else:
+                self.settled += 1
+        for doubt in ended.given_up:
+            self.settled += not self._was_of_this_run(doubt)
+            self.rejected += 1
+            self.reasons[GIVEN_UP] += 1
+
+    def _was_of_this_run(self, doubt: Doubt) -> bool:
+        """Take the doubt out of this run's figures, if it was there."""
+        code = self.doubts.pop((doubt.result_id, doubt.content_hash), None)
+        if code is not None:
+            self.failed -= 1
+            self.reasons[code] -= 1
+        return code is not None
 
     @property
     def considered(self) -> int:
@@ -102,7 +114,7 @@ class SyncEngine:
         owner: str,
         policy: Policy,
         sleep: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = elapsed_s,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._source = source
@@ -115,6 +127,7 @@ class SyncEngine:
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
+        self._settler = Settler(source, mapper, ledger, settle_after_s=policy.settle_after_s, max_attempts=policy.max_attempts, sleep=sleep)
 
     @property
     def source_id(self) -> int:
@@ -199,7 +212,11 @@ class SyncEngine:
         sink = self._sink()
         profile = sink.profile()
         self._ledger.deliveries.abandoned(holder, source_id)
-        self._settle(holder, source_id, sink, tally, beat, patient=True)
+        self._settle(holder, source_id, sink, profile, tally, beat, patient=True)
+        if request.adopt or self._may_be_there(source_id, sink, profile):
+            self._adopt(holder, source_id, sink, profile, tally, progress, beat)
+            if request.adopt:
+                return
         plan = self._compare(source_id, request, progress, wait=True, beat=beat)
         self._record(holder, source_id, plan)
         shown = _Reporter(self._ledger, holder, progress, self._clock, len(plan.candidates), tally)
@@ -208,7 +225,7 @@ class SyncEngine:
         finally:
             shown.show(final=True)
         if tally.doubts and not beat.stopping():
-            self._settle(holder, source_id, sink, tally, beat, patient=False)
+            self._settle(holder, source_id, sink, profile, tally, beat, patient=False)
 
     def _send_all(
         self,
@@ -264,8 +281,9 @@ class SyncEngine:
             # An interrupt, or a fault of ours. From now on all of it is in doubt, and `settle_after_s` counts from here, not from the claim.
             doubt = Outcome(Fate.IN_DOUBT, "interrupted", f"The sync was interrupted while it sent this result ({type(error).__name__}).")
             with suppress(LedgerError):
-                acknowledge(Receipt([None] * len(measurements), dict.fromkeys(range(len(measurements)), doubt)))
+                acknowledge(Receipt([None] * len(measurements), dict.fromkeys(range(len(measurements)), doubt), RuntimeError(doubt.code)))
             raise
+        receipt = self._give_up(receipt, attempts)
         acknowledge(receipt)
         for row, quality in enumerate(flags):
             if quality and row not in receipt.exceptions:
@@ -301,28 +319,48 @@ class SyncEngine:
         kept = chunk.take(pa.array(here, pa.int64()))
         return ordered.append_column("is_new", kept.column("is_new")).append_column("attempts", kept.column("attempts"))
 
-    def _settle(self, holder: Holder, source_id: int, sink: Sink, tally: _Tally, beat: _Heartbeat, *, patient: bool) -> None:
-        """Ask the sink about everything in doubt.
+    def _settle(
+        self, holder: Holder, source_id: int, sink: Sink, profile: SinkProfile, tally: _Tally, beat: _Heartbeat, *, patient: bool
+    ) -> None:
+        self._settler.settle(holder, source_id, sink, profile, patient=patient, stopping=beat.stopping, settled=tally.settle)
 
-        An absence counts only `settle_after_s` after the send: until then a slow server may still be about to store it. `patient` waits for that.
-        """
-        after = ""
-        while (doubts := self._ledger.deliveries.doubts(source_id, after=after, limit=_PAGE)) and not beat.stopping():
-            after = doubts[-1].result_id
-            young = max((doubt.sent_at for doubt in doubts), default=0.0) + self._policy.settle_after_s - self._ledger.now()
-            if patient and 0 < young <= self._policy.settle_after_s:
-                self._sleep(young)
-            settlements = sink.settle(doubts)
-            ripe = self._ledger.now() - self._policy.settle_after_s
-            stored: list[tuple[Doubt, str | None]] = []
-            absent: list[Doubt] = []
-            for doubt, settlement in zip(doubts, settlements, strict=True):
-                if settlement.answer is Answer.STORED:
-                    stored.append((doubt, settlement.measurement_id))
-                elif settlement.answer is Answer.ABSENT and doubt.sent_at <= ripe:
-                    absent.append(doubt)
-            self._ledger.deliveries.settle(holder, source_id, stored, absent)
-            tally.settle([doubt for doubt, _ in stored], absent)
+    def _adopt(
+        self,
+        holder: Holder,
+        source_id: int,
+        sink: Sink,
+        profile: SinkProfile,
+        tally: _Tally,
+        progress: Callable[[Progress], object],
+        beat: _Heartbeat,
+    ) -> None:
+        """Record as delivered what the sink has and the ledger does not know, of all results, whatever look-back and model this run is about."""
+        everything = SyncRequest(days=0)
+        plan = self._compare(source_id, everything, progress, wait=True, beat=beat)
+        self._record(holder, source_id, plan)
+        tally.adopted, tally.unknown = self._settler.adopt(
+            holder,
+            source_id,
+            plan,
+            lambda chunk: self._measure(plan, chunk, profile),
+            sink,
+            stopping=beat.stopping,
+            progress=lambda done, total: progress(Progress("adopting", done, total)),
+        )
+        if tally.adopted:
+            _logger.info("%d results were at the predictive API already", tally.adopted)
+
+    def _give_up(self, receipt: Receipt, attempts: Sequence[int]) -> Receipt:
+        """The receipt in which a row that failed as often as is allowed ends as given up. What fails while the sink is down does not count."""
+        most = self._policy.max_attempts
+        if not most or receipt.stop is not None:
+            return receipt
+        ended = {
+            row: given_up(attempts[row] + 1, outcome.reason)
+            for row, outcome in receipt.exceptions.items()
+            if outcome.fate is Fate.FAILED and attempts[row] + 1 >= most
+        }
+        return replace(receipt, exceptions={**receipt.exceptions, **ended}) if ended else receipt
 
     # -- deciding -----------------------------------------------------------------------------------------------------------------------
 
@@ -370,6 +408,15 @@ class SyncEngine:
 
     def _limit(self, request: SyncRequest) -> int:
         return self._policy.limit if request.limit is None else request.limit
+
+    def _may_be_there(self, source_id: int, sink: Sink, profile: SinkProfile) -> bool:
+        """Whether results of a source that this ledger knows nothing of may have been delivered under another one: it was lost, or it is a copy.
+
+        A sink with idempotency is not asked: it answers a second sending with the first one's id.
+        """
+        if "idempotency" in profile.capabilities or self._ledger.deliveries.has_rows(source_id):
+            return False
+        return self._settler.may_hold_ours(sink)
 
     def _scope(self, request: SyncRequest) -> str:
         return f"days={self._days(request)}"
@@ -420,6 +467,10 @@ class SyncEngine:
         with suppress(LedgerError):
             skipped = dict(self._ledger.accounts.accounting(self.source_id).skipped_by_reason)
         counts = f"{tally.synced} synced, {tally.rejected} refused, {tally.failed} to be retried"
+        if tally.adopted or summary.request.get("adopt"):
+            counts = f"{tally.adopted} adopted, {counts}"
+        if tally.unknown:
+            counts += f"; the predictive API cannot say of {tally.unknown} whether it has them"
         return replace(
             summary,
             state=state,
@@ -429,6 +480,7 @@ class SyncEngine:
             failed=tally.failed,
             in_doubt=len(tally.doubts),
             settled=tally.settled,
+            adopted=tally.adopted,
             skipped=sum(skipped.values()),
             reasons={**+tally.reasons, **skipped},
             quality=dict(tally.quality),

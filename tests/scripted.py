@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from benchbridge_plugin.model import Answer, Doubt, Fate, Outcome, Receipt, Settlement, SinkProfile
+from benchbridge_plugin.sinks.base import Taken, nothing_taken
 
 
 class Scripted:
     """A sink that does with each row what a test says, remembers what it was given, and is a sink in all else."""
 
     batch_rows = 100
+    compares_fields = False
     name = "scripted"
 
     def __init__(self, fate: Callable[[str], Outcome | None] = lambda result_id: None) -> None:
@@ -38,7 +40,7 @@ class Scripted:
                 self.sent.append(result_id)
         return Receipt([f"m-{result_id}" for result_id in ids], exceptions)
 
-    def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
+    def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
         return [self.settlement(doubt) for doubt in doubts]
 
     def listing(self) -> Iterator[tuple[str, str]]:

@@ -76,7 +76,7 @@ def test_settings_are_compared_with_each_other_only_when_all_are_known(tmp_path:
     """The file's request_timeout_s needs the environment's lease_s; alone it is wrong."""
     path = written(tmp_path / "c.json", {"request_timeout_s": 100})
     assert load(path, environ={"BENCHBRIDGE_LEASE_S": "200"}).lease_s == 200.0
-    with pytest.raises(ConfigError, match=r"lease_s .* longer than request_timeout_s \(100\)"):
+    with pytest.raises(ConfigError, match=r"lease_s .* too short for request_timeout_s \(100\)"):
         load(path)
 
 
@@ -191,6 +191,7 @@ def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
         ("source_timezone", "../etc/passwd"),
         ("retry_base_s", 0),
         ("settle_after_s", -1),
+        ("max_attempts", -1),
         ("sync_interval_minutes", 525_601),
         ("lease_s", 365 * 86_400 + 1),
         ("source_name", " "),

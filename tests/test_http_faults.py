@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,10 +111,11 @@ def test_a_task_that_never_ends_is_in_doubt_and_is_not_taken_for_absent(server: 
     batch = make_batch({})
     receipt = sink.send(batch, stopping=go_on)
     assert (receipt.exceptions[0].fate, receipt.exceptions[0].code) == (Fate.IN_DOUBT, "task_pending")
-    assert sink.settle(doubts_of(batch))[0].answer is Answer.UNKNOWN
+    (doubt,) = (replace(doubt, task_id=receipt.exceptions[0].task_id) for doubt in doubts_of(batch))
+    assert sink.settle([doubt])[0].answer is Answer.UNKNOWN
     assert server.rows == []
     while not server.rows:
-        settlement = sink.settle(doubts_of(batch))[0]
+        settlement = sink.settle([doubt])[0]
     assert settlement.answer is Answer.STORED
     assert len(server.rows) == 1
 

@@ -54,7 +54,7 @@ def test_each_fate_leads_to_its_state(book: Book, clock: Clock) -> None:
     rows = book.rows()
     assert [row["state"] for row in rows] == ["delivered", "rejected", "retrying", "in_doubt", "pending"]
     assert [row["attempts"] for row in rows] == [1, 1, 1, 1, 0]
-    assert [row["next_attempt_at"] for row in rows] == [None, None, clock() + 102, None, None]
+    assert [row["next_attempt_at"] for row in rows] == [None, None, clock() + 102, clock() + 103, None]
     assert [row["reason_code"] for row in rows] == [None, "refused_by_api", "try_later", "no_answer", None]
     assert book.accounting.balanced
 
@@ -80,17 +80,47 @@ def test_a_row_is_due_when_its_time_has_come(book: Book, clock: Clock) -> None:
 
 
 def test_settling_ends_doubts_both_ways(book: Book, clock: Clock) -> None:
-    """What the sink has is delivered with its id; what it does not have is due now, or when the sink asked for it."""
+    """What the sink has is delivered with its id; what it does not have is due at the time it was given, or now, or is given up."""
+    book.compared(4)
+    batch = make_batch({}, {}, {}, {})
+    book.claim(batch)
+    book.acknowledge(batch.slice(0, 2), {0: IN_DOUBT, 1: replace(IN_DOUBT, task_id="t-2")})
+    first, second, third, fourth = book.ledger.deliveries.doubts(book.source_id)
+    assert [doubt.task_id for doubt in (first, second, third)] == [None, "t-2", None]
+    assert [doubt.attempts for doubt in (first, second, third)] == [1, 1, 1]
+    end = Outcome(Fate.REJECTED, "given_up", "Given up.")
+    book.ledger.deliveries.settle(book.holder, book.source_id, [(first, "m-9")], [second, third], [(fourth, end)])
+    rows = book.rows()
+    assert [row["state"] for row in rows] == ["delivered", "retrying", "retrying", "rejected"]
+    assert [row["measurement_id"] for row in rows] == ["m-9", None, None, None]
+    assert [row["next_attempt_at"] for row in rows] == [None, clock() + 101, clock(), None]
+    assert rows[3]["reason_code"] == "given_up"
+    assert book.ledger.deliveries.doubts(book.source_id) == []
+    assert book.accounting.balanced
+
+
+def test_what_fails_because_the_sink_is_down_is_no_attempt_of_the_row(book: Book, clock: Clock) -> None:
+    """The attempt does not count, and what is in doubt has no time to wait for unless the sink said one."""
     book.compared(3)
     batch = make_batch({}, {}, {})
     book.claim(batch)
-    book.acknowledge(batch, {0: IN_DOUBT, 1: IN_DOUBT, 2: replace(IN_DOUBT, retry_after_s=500.0)})
-    first, second, third = book.ledger.deliveries.doubts(book.source_id)
-    book.ledger.deliveries.settle(book.holder, book.source_id, [(first, "m-9")], [second, third])
-    rows = book.rows()
-    assert [(row["state"], row["measurement_id"]) for row in rows] == [("delivered", "m-9"), ("retrying", None), ("retrying", None)]
-    assert [row["next_attempt_at"] for row in rows] == [None, clock(), clock() + 500]
-    assert book.ledger.deliveries.doubts(book.source_id) == []
+    outcomes = {0: Outcome(Fate.FAILED, "try_later", "later"), 1: IN_DOUBT, 2: replace(IN_DOUBT, retry_after_s=500.0)}
+    receipt = Receipt([None] * 3, outcomes, stop=RuntimeError("down"))
+    book.ledger.deliveries.acknowledge(book.holder, book.source_id, batch, receipt, retry_at=lambda row, outcome: clock() + 7)
+    assert [row["attempts"] for row in book.rows()] == [0, 0, 0]
+    assert [row["next_attempt_at"] for row in book.rows()] == [clock() + 7, None, clock() + 7]
+
+
+def test_what_was_given_up_comes_back_with_retry(book: Book) -> None:
+    """With its attempts counted anew; what the sink refused needs to be asked for by name."""
+    book.compared(2)
+    batch = make_batch({}, {})
+    book.claim(batch)
+    book.acknowledge(batch, {0: Outcome(Fate.REJECTED, "given_up", "x"), 1: Outcome(Fate.REJECTED, "refused_by_api", "x")})
+    assert book.ledger.deliveries.retry(book.source_id, rejected=False) == 1
+    assert [(row["state"], row["attempts"]) for row in book.rows()] == [("pending", 0), ("rejected", 1)]
+    assert book.ledger.deliveries.retry(book.source_id, rejected=True) == 1
+    assert book.states() == ["pending", "pending"]
 
 
 def test_doubts_come_in_pages(book: Book) -> None:

@@ -117,4 +117,4 @@ def test_a_run_of_nothing_is_a_request_all_the_same(ledger: Ledger, clock: Clock
     book = Book(ledger, clock)
     run = ledger.runs.get(book.source_id, book.holder.run_id)
     assert run is not None
-    assert run["request"] == {"kind": SyncRequest().kind, "model": None, "days": None, "limit": None, "dry_run": False}
+    assert run["request"] == {"kind": SyncRequest().kind, "model": None, "days": None, "limit": None, "dry_run": False, "adopt": False}

@@ -99,6 +99,7 @@ def test_what_is_missing_is_sent_again_by_the_next_run(world: World, server: Bas
 def test_a_row_delivered_after_the_listing_was_read_is_not_missing(world: World, server: BaseContractServer, sink: Sink) -> None:
     """A sync that runs at the same time must not be undone by the repair: that would send everything twice."""
     fill(world, 3)
+    world.sync(sink, limit=1)
     listing = sink.listing
 
     def then_sync() -> Any:

@@ -12,16 +12,23 @@ from benchbridge_plugin.ledger.accounts import Accounts, Page
 from benchbridge_plugin.ledger.deliveries import Comparison, Deliveries, Holder
 from benchbridge_plugin.ledger.leases import Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.runs import Runs, Schedule
+from benchbridge_plugin.ledger.steady import Steady, elapsed_s, kernel_clock
 from benchbridge_plugin.ledger.store import Store
 
-__all__ = ["Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule"]
+__all__ = ["Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule", "elapsed_s"]
 
 
 class Ledger:
-    """`leases`: who may write; `runs`: what was done and when; `deliveries`: the rows and their steps; `accounts`: what it all adds up to."""
+    """`leases`: who may write; `runs`: what was done and when; `deliveries`: the rows and their steps; `accounts`: what it all adds up to.
 
-    def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
-        self._store = Store(url)
+    `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
+    """
+
+    def __init__(
+        self, url: str, *, now: Callable[[], float] = time.time, kernel: Callable[[], tuple[str, float] | None] | None = None
+    ) -> None:
+        steady = Steady(now, kernel or (kernel_clock if now is time.time else _no_kernel))
+        self._store = Store(url, before_writing=steady.check)
         self.now = now
         self.leases = Leases(self._store, now)
         self.runs = Runs(self._store, self.leases, now)
@@ -39,3 +46,7 @@ class Ledger:
 
     def close(self) -> None:
         self._store.dispose()
+
+
+def _no_kernel() -> None:
+    return None

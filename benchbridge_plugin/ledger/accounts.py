@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
 
+from benchbridge_plugin.ledger.leases import CLOCKS_APART_S
 from benchbridge_plugin.ledger.schema import deliveries, reasons, sources, subjects, tallies
 from benchbridge_plugin.ledger.store import Store
 from benchbridge_plugin.model import STATE_NAMES, Accounting, Quality, State, quality_names
@@ -61,7 +62,8 @@ class Accounts:
 
     def waiting(self, source_id: int, now: float) -> bool:
         """Whether some row has to be looked at: in doubt, or due to be sent again."""
-        due = and_(deliveries.c.state == int(State.RETRYING), deliveries.c.next_attempt_at <= now)
+        come = or_(deliveries.c.next_attempt_at <= now, deliveries.c.updated_at > now + CLOCKS_APART_S)
+        due = and_(deliveries.c.state == int(State.RETRYING), come)
         open_now = or_(due, deliveries.c.state.in_([int(State.SENDING), int(State.PENDING)]))
         with self._store.reading() as connection:
             return connection.execute(select(1).where(deliveries.c.source_id == source_id, open_now).limit(1)).first() is not None

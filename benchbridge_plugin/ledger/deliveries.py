@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import pyarrow as pa
-from sqlalchemy import and_, bindparam, func, select, update
+from sqlalchemy import and_, bindparam, func, or_, select, update
 
 from benchbridge_plugin.errors import LedgerError
-from benchbridge_plugin.ledger.leases import Lease, Leases
+from benchbridge_plugin.ledger.leases import CLOCKS_APART_S, Lease, Leases
 from benchbridge_plugin.ledger.numbers import Numbers
 from benchbridge_plugin.ledger.schema import deliveries, reasons, sources, subjects, tallies
 from benchbridge_plugin.ledger.store import Store, insert_many
-from benchbridge_plugin.model import Doubt, Fate, Outcome, Receipt, State
+from benchbridge_plugin.model import GIVEN_UP, Doubt, Fate, Outcome, Receipt, State
 
 _CURRENT = (State.PENDING, State.SENDING, State.DELIVERED, State.RETRYING, State.REJECTED)
 _CHUNK = 500  # SQLite allows 32,766 parameters in one statement; smaller chunks are as quick
 
 _DELIVERED = (
-    f"UPDATE deliveries SET state = {int(State.DELIVERED)}, measurement_id = ?, reason_id = NULL, next_attempt_at = NULL, updated_at = ?"
+    f"UPDATE deliveries SET state = {int(State.DELIVERED)}, measurement_id = ?, task_id = NULL, reason_id = NULL, next_attempt_at = NULL, "
+    "updated_at = ?"
 )
 
 #: What `known` returns for each row of the ledger.
@@ -72,13 +73,14 @@ class Deliveries:
 
         For a superseded or withdrawn row it says so of the state it would come back to.
         """
-        rows: list[tuple[str, bytes, int, int | None, float | None, int]] = []
+        rows: list[tuple[str, bytes, int, int | None, float | None, float, int]] = []
         columns = (
             deliveries.c.result_id,
             deliveries.c.content_hash,
             deliveries.c.state,
             deliveries.c.prior_state,
             deliveries.c.next_attempt_at,
+            deliveries.c.updated_at,
             deliveries.c.attempts,
         )
         statement = select(*columns).where(
@@ -95,8 +97,8 @@ class Deliveries:
                 "result_id": [row[0] for row in rows],
                 "content_hash": [row[1] for row in rows],
                 "state": [row[2] for row in rows],
-                "due": [(row[2] if row[3] is None else row[3]) in waiting and (row[4] is None or row[4] <= now) for row in rows],
-                "attempts": [row[5] for row in rows],
+                "due": [(row[2] if row[3] is None else row[3]) in waiting and _has_come(row[4], row[5], now) for row in rows],
+                "attempts": [row[6] for row in rows],
             },
             schema=KNOWN_SCHEMA,
         )
@@ -241,6 +243,7 @@ class Deliveries:
     ) -> None:
         """Record what became of the deliverable rows of a claimed batch. `retry_at(row, outcome)` gives the time of the next attempt.
 
+        An attempt that failed because the sink is down (`receipt.stop`) is not counted against its row.
         All or nothing: raises LedgerError (and changes nothing) if a row is not `sending` any more or the receipt is about other rows.
         """
         if len(receipt.measurement_ids) != len(batch):
@@ -274,13 +277,15 @@ class Deliveries:
             }
             changed += insert_many(
                 connection,
-                f"UPDATE deliveries SET state = ?, attempts = attempts - ?, reason_id = ?, next_attempt_at = ?, updated_at = ? {where}",
+                "UPDATE deliveries SET state = ?, attempts = attempts - ?, reason_id = ?, next_attempt_at = ?, task_id = ?, updated_at = ? "
+                f"{where}",
                 [
                     (
                         int(states[outcome.fate]),
-                        int(outcome.fate is Fate.NOT_SENT),
+                        int(outcome.fate is Fate.NOT_SENT or (receipt.stop is not None and outcome.fate is not Fate.REJECTED)),
                         reason_ids.get((outcome.code, outcome.reason)),
-                        _due(outcome, retry_at, i, now),
+                        retry_at(i, outcome) if _waits(outcome, receipt) else None,
+                        outcome.task_id,
                         now,
                         source_id,
                         ids[i],
@@ -304,7 +309,15 @@ class Deliveries:
         With `state=DELIVERED` the acknowledged ones, as questions to a sink that is to be verified.
         """
         statement = (
-            select(deliveries.c.result_id, deliveries.c.content_hash, deliveries.c.key, subjects.c.model, deliveries.c.updated_at)
+            select(
+                deliveries.c.result_id,
+                deliveries.c.content_hash,
+                deliveries.c.key,
+                subjects.c.model,
+                deliveries.c.updated_at,
+                deliveries.c.attempts,
+                deliveries.c.task_id,
+            )
             .join(subjects)
             .where(deliveries.c.source_id == source_id, deliveries.c.state == int(state), deliveries.c.result_id > after)
             .order_by(deliveries.c.result_id)
@@ -312,8 +325,8 @@ class Deliveries:
         )
         with self._store.reading() as connection:
             return [
-                Doubt(result_id, bytes(content), UUID(bytes=bytes(key)), model, sent_at)
-                for result_id, content, key, model, sent_at in connection.execute(statement)
+                Doubt(result_id, bytes(content), UUID(bytes=bytes(key)), model, sent_at, attempts, task_id)
+                for result_id, content, key, model, sent_at, attempts, task_id in connection.execute(statement)
             ]
 
     def abandoned(self, holder: Holder, source_id: int) -> None:
@@ -329,12 +342,23 @@ class Deliveries:
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
             reason_ids = self._reasons.of(connection, {reason})
-            connection.execute(update(deliveries).where(orphans).values(reason_id=reason_ids[reason], updated_at=self._now()))
+            # The attempt is not counted: it was not the result that failed.
+            values = {"reason_id": reason_ids[reason], "attempts": deliveries.c.attempts - 1, "updated_at": self._now()}
+            connection.execute(update(deliveries).where(orphans).values(**values))
 
-    def settle(self, holder: Holder, source_id: int, stored: Iterable[tuple[Doubt, str | None]], absent: Iterable[Doubt]) -> None:
-        """End doubts: what the sink has is delivered, what it certainly does not have is due again: now, or when the sink asked for it."""
+    def settle(
+        self,
+        holder: Holder,
+        source_id: int,
+        stored: Iterable[tuple[Doubt, str | None]],
+        absent: Iterable[Doubt],
+        given_up: Iterable[tuple[Doubt, Outcome]] = (),
+    ) -> None:
+        """End doubts: what the sink has is delivered; what it certainly does not have is due again (at the time it was given when it failed, or now), or
+        given up."""
         now = self._now()
         where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
+        dead = list(given_up)
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
             insert_many(
@@ -344,9 +368,29 @@ class Deliveries:
             )
             insert_many(
                 connection,
-                f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = coalesce(next_attempt_at, ?), updated_at = ? {where}",
+                f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = coalesce(next_attempt_at, ?), task_id = NULL, "
+                f"updated_at = ? {where}",
                 [(now, now, source_id, doubt.result_id, doubt.content_hash) for doubt in absent],
             )
+            reason_ids = self._reasons.of(connection, {(outcome.code, outcome.reason) for _, outcome in dead})
+            insert_many(
+                connection,
+                f"UPDATE deliveries SET state = {int(State.REJECTED)}, reason_id = ?, next_attempt_at = NULL, task_id = NULL, updated_at = ? {where}",
+                [
+                    (reason_ids[outcome.code, outcome.reason], now, source_id, doubt.result_id, doubt.content_hash)
+                    for doubt, outcome in dead
+                ],
+            )
+        self._reasons.remember(reason_ids)
+
+    def ids_taken(self, measurement_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the sink's ids that some delivered result has, of whatever source."""
+        statement = select(deliveries.c.measurement_id).where(deliveries.c.measurement_id.in_(bindparam("ids", expanding=True)))
+        found: set[str] = set()
+        with self._store.reading() as connection:
+            for start in range(0, len(measurement_ids), _CHUNK):
+                found.update(connection.execute(statement, {"ids": list(measurement_ids[start : start + _CHUNK])}).scalars())
+        return frozenset(found)
 
     def reopen(self, holder: Holder, source_id: int, result_ids: Sequence[str]) -> int:
         """Delivered results that the sink no longer has go back to pending. Returns how many rows changed."""
@@ -371,12 +415,14 @@ class Deliveries:
         result_ids: Sequence[str] | None = None,
         reason: str | None = None,
     ) -> int:
-        """Make waiting rows due now, and with `rejected` bring refused ones back to pending. Returns how many rows changed."""
-        states = [State.RETRYING, State.REJECTED] if rejected else [State.RETRYING]
+        """Make waiting rows due now and bring given-up ones back to pending; with `rejected`, refused ones too. Returns how many rows changed."""
+        refused = deliveries.c.state == int(State.REJECTED)
+        if not rejected:
+            refused &= deliveries.c.reason_id.in_(select(reasons.c.reason_id).where(reasons.c.code == GIVEN_UP))
         statement = (
             update(deliveries)
-            .where(deliveries.c.source_id == source_id, deliveries.c.state.in_([int(state) for state in states]))
-            .values(state=int(State.PENDING), next_attempt_at=None, updated_at=self._now())
+            .where(deliveries.c.source_id == source_id, or_(deliveries.c.state == int(State.RETRYING), refused))
+            .values(state=int(State.PENDING), attempts=0, next_attempt_at=None, updated_at=self._now())
         )
         if model is not None:
             statement = statement.where(deliveries.c.subject_id.in_(select(subjects.c.subject_id).where(subjects.c.model == model)))
@@ -389,8 +435,13 @@ class Deliveries:
             return sum(connection.execute(statement.where(deliveries.c.result_id.in_(chunk))).rowcount for chunk in chunks)
 
 
-def _due(outcome: Outcome, retry_at: Callable[[int, Outcome], float], row: int, now: float) -> float | None:
-    """When a row that was not delivered is tried again. One in doubt is tried once it is known to be absent, and not before the sink wants it."""
-    if outcome.fate is Fate.FAILED:
-        return retry_at(row, outcome)
-    return now + outcome.retry_after_s if outcome.fate is Fate.IN_DOUBT and outcome.retry_after_s else None
+def _waits(outcome: Outcome, receipt: Receipt) -> bool:
+    """Whether a row gets a time before which it is not sent again. One in doubt because the sink went down is sent once the sink says it is absent."""
+    if outcome.fate is Fate.IN_DOUBT:
+        return receipt.stop is None or outcome.retry_after_s is not None
+    return outcome.fate is Fate.FAILED
+
+
+def _has_come(next_attempt_at: float | None, updated_at: float, now: float) -> bool:
+    """Whether a row is due. One that was written by a clock far ahead of ours is: nobody knows when its time would be."""
+    return next_attempt_at is None or next_attempt_at <= now or updated_at > now + CLOCKS_APART_S

@@ -2,7 +2,7 @@
 
 A lease runs out when its holder stops renewing it, and at once when its process is certainly gone (see process.py). Its token grows with every new
 holder, and every write of a run checks the token inside the same transaction: a holder that was stopped, lost its lease and comes back cannot write
-(fencing).
+(fencing). A jump of this machine's clock moves the end of a lease with it (see steady.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, RowMapping, select
 
 from benchbridge_plugin.errors import LeaseBusy, LeaseLost
 from benchbridge_plugin.ledger.schema import leases
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.process import is_gone, shown
+
+#: How far the clocks of two hosts may disagree. A lease that ends later than that can be explained comes from a clock that was wrong.
+CLOCKS_APART_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,12 @@ class Leases:
         with self._store.writing() as connection:
             insert_many(  # so that there is a row to lock, also when two ask for the first time at once
                 connection,
-                "INSERT INTO leases (name, owner, token, expires_at) VALUES (?, '', 0, 0.0) ON CONFLICT DO NOTHING",
+                "INSERT INTO leases (name, owner, token, expires_at, duration_s) VALUES (?, '', 0, 0.0, 0.0) ON CONFLICT DO NOTHING",
                 [(name,)],
             )
             found = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one()
             now = self._now()
-            if found["expires_at"] > now and not is_gone(found["owner"]):
+            if _is_held(found, now):
                 raise LeaseBusy(
                     f"Another sync of {name} is running ({shown(found['owner'])}).",
                     guidance="Wait for it, or look at it with: benchbridge report.",
@@ -57,13 +60,13 @@ class Leases:
                     run_id=found["run_id"],
                 )
             lease = Lease(name, owner, found["token"] + 1)
-            values = {"owner": owner, "token": lease.token, "run_id": None, "expires_at": now + duration_s}
+            values = {"owner": owner, "token": lease.token, "run_id": None, "expires_at": now + duration_s, "duration_s": duration_s}
             connection.execute(leases.update().where(leases.c.name == name).values(**values))
         return lease
 
     def renew(self, connection: Connection, lease: Lease, duration_s: float, run_id: int | None = None) -> None:
         """Prolong the lease inside the caller's transaction. Raises LeaseLost, and with that the transaction is rolled back."""
-        values: dict[str, object] = {"expires_at": self._now() + duration_s}
+        values: dict[str, object] = {"expires_at": self._now() + duration_s, "duration_s": duration_s}
         if run_id is not None:
             values["run_id"] = run_id
         mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
@@ -88,6 +91,10 @@ class Leases:
         """Who holds the lease now, or None."""
         with self._store.reading() as connection:
             found = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
-        if found is None or found["expires_at"] <= self._now() or is_gone(found["owner"]):
+        if found is None or not _is_held(found, self._now()):
             return None
         return LeaseHolder(found["owner"], found["run_id"], found["expires_at"])
+
+
+def _is_held(lease: RowMapping, now: float) -> bool:
+    return now < lease["expires_at"] <= now + lease["duration_s"] + CLOCKS_APART_S and not is_gone(lease["owner"])

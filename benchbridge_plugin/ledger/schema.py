@@ -99,6 +99,7 @@ deliveries = Table(
     Column("subject_id", Integer, ForeignKey("subjects.subject_id"), nullable=False),
     Column("measured_at", Double),  # seconds since 1970 UTC
     Column("measurement_id", Text),
+    Column("task_id", Text),  # of a row in doubt: the task that may still store it
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", Double),
     Column("reason_id", Integer, ForeignKey("reasons.reason_id")),
@@ -135,6 +136,7 @@ leases = Table(
     Column("token", BigInteger, nullable=False),  # grows with every new holder: the fencing token
     Column("run_id", Integer),
     Column("expires_at", Double, nullable=False),
+    Column("duration_s", Double, nullable=False),  # how long the last renewal lasts
 )
 
 

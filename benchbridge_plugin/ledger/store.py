@@ -10,7 +10,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ _inherited: list[object] = []
 class Store:
     """The database behind the ledger. Connects on first use, in whichever process that is."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, before_writing: Callable[[Connection], object] = lambda connection: None) -> None:
+        self._before_writing = before_writing
         try:
             self.url = make_url(url)
             self._engine: Engine = create_engine(
@@ -66,6 +67,8 @@ class Store:
         """One durable transaction: all of it or nothing. Raises LedgerError."""
         self.prepare()
         with self._translated(), self._engine.begin() as connection:
+            if self.is_sqlite:  # one machine, one clock
+                self._before_writing(connection)
             yield connection
 
     @contextmanager

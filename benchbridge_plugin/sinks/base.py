@@ -11,6 +11,13 @@ from benchbridge_plugin.model import Doubt, Receipt, Settlement, SinkProfile
 
 KEYED_PREFIX = "benchmark:"
 
+#: measurement ids -> those of them that other results have
+Taken = Callable[[Sequence[str]], frozenset[str]]
+
+
+def nothing_taken(_measurement_ids: Sequence[str]) -> frozenset[str]:
+    return frozenset()
+
 
 class Sink(Protocol):
     """A predictive API. Methods raise SinkError only when nothing can be done at all; what becomes of single rows is in the answers."""
@@ -23,6 +30,10 @@ class Sink(Protocol):
     def batch_rows(self) -> int:
         """How many rows a batch should have. Known after `profile`."""
 
+    @property
+    def compares_fields(self) -> bool:
+        """Whether `settle` can only compare what was sent with what is stored, and so needs `Doubt.fields`. Known after `profile`."""
+
     def profile(self) -> SinkProfile:
         """What it takes and can do, asked anew. Raises SinkUnreachable or SinkDenied."""
 
@@ -33,8 +44,11 @@ class Sink(Protocol):
         `stopping` is asked between rows: when it says True, rows that were not sent yet come back as NOT_SENT.
         """
 
-    def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
-        """For each doubt, in order: stored (with its id), absent (sending it again cannot double it), or unknown. Raises SinkError."""
+    def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
+        """For each doubt, in order: stored (with its id), absent (sending it again cannot double it), or unknown. Raises SinkError.
+
+        `taken` says which of some measurement ids are those of other results: a sink that can only compare does not give them away twice.
+        """
 
     def listing(self) -> Iterator[tuple[str, str]]:
         """(key, measurement id) of every stored measurement that names one of our keys, in no order. Raises SinkError if it cannot be complete."""

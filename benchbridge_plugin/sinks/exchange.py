@@ -150,10 +150,17 @@ class Exchange:
         self._lock = threading.Lock()
 
     def call(
-        self, method: str, path: str, *, json_body: object = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        json_body: object = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> Reply | NotSent | NoAnswer:
-        """`path` is everything after the base URL."""
-        deadline = time.monotonic() + _CONNECT_TIMEOUT_S + self._timeout_s
+        """`path` is everything after the base URL. `timeout_s` is for an answer wanted sooner than usual."""
+        patience_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        deadline = time.monotonic() + _CONNECT_TIMEOUT_S + patience_s
         try:
             body = None if json_body is None else json.dumps(json_body, allow_nan=False).encode()
             with self._session().request(
@@ -161,7 +168,7 @@ class Exchange:
                 self.base_url + path,
                 data=body,
                 headers={"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {}),
-                timeout=(min(_CONNECT_TIMEOUT_S, self._timeout_s), self._timeout_s),
+                timeout=(min(_CONNECT_TIMEOUT_S, patience_s), patience_s),
                 allow_redirects=False,
                 stream=True,
                 verify=self._verify,
@@ -172,13 +179,13 @@ class Exchange:
         except requests.ConnectTimeout:
             return NotSent("no connection within the time limit")
         except requests.ReadTimeout:
-            return NoAnswer(f"no answer within {self._timeout_s:g} s")
+            return NoAnswer(f"no answer within {patience_s:g} s")
         except (requests.RequestException, HTTPError, OSError) as error:
             return NotSent(_cause(error)) if _never_left(error) else NoAnswer(_cause(error))
         except ValueError as error:  # a URL or a body that cannot be put into a request
             return NotSent(_cause(error))
         if content is None:
-            return NoAnswer(f"no whole answer within {self._timeout_s:g} s and {_LARGEST_ANSWER} bytes")
+            return NoAnswer(f"no whole answer within {patience_s:g} s and {_LARGEST_ANSWER} bytes")
         try:
             data = json.loads(content) if content else None
         except (ValueError, RecursionError):

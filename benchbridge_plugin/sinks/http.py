@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import pyarrow as pa
@@ -20,8 +20,9 @@ import pyarrow as pa
 from benchbridge_plugin.config import redact_url
 from benchbridge_plugin.errors import SinkError, SinkUnreachable
 from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Fate, Outcome, Receipt, Settlement, SinkProfile
-from benchbridge_plugin.sinks.base import KEYED_PREFIX
+from benchbridge_plugin.sinks.base import KEYED_PREFIX, Taken, nothing_taken
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
+from benchbridge_plugin.sinks.matching import match
 from benchbridge_plugin.sinks.openapi import enums_of
 from benchbridge_plugin.sinks.verdicts import judge, never_taken, uncertain, unusable
 from benchbridge_plugin.sinks.wsgi import IN_PROCESS_URL
@@ -35,6 +36,7 @@ _LOOKUP_KEYS = 1_000
 _FIRST_WINDOW = 1_000
 _LARGEST_WINDOW = 100_000
 _TROUBLE_LIMIT = 5  # failures in a row after which the server counts as down
+_PROBE_S = 2.0
 _EXTRA_FIELDS = ("measured_at", "source_ref", "metadata")
 
 
@@ -56,7 +58,6 @@ class HttpSink:
         self._sleep = sleep
         self._clock = clock
         self._capabilities: frozenset[str] = frozenset()
-        self._open_tasks: dict[str, str] = {}  # key -> task that had not ended when we stopped asking
 
     @property
     def name(self) -> str:
@@ -71,6 +72,10 @@ class HttpSink:
     @property
     def batch_rows(self) -> int:
         return _BULK_ROWS if "bulk" in self._capabilities else _SINGLE_ROWS
+
+    @property
+    def compares_fields(self) -> bool:
+        return not self._keyed and not self._capabilities & {"lookup", "idempotency"}
 
     # -- what it is ---------------------------------------------------------------------------------------------------------------------
 
@@ -171,23 +176,23 @@ class HttpSink:
                 break
             exceptions[row] = judge(answer, self._harmless_again)
             trouble = 0 if exceptions[row].fate is Fate.REJECTED else trouble + 1
-            if trouble >= _TROUBLE_LIMIT:
+            if trouble >= _TROUBLE_LIMIT or (isinstance(answer, NoAnswer) and not self._answers()):
                 stop = unusable(self.name, answer)
                 exceptions.update(_not_sent(range(row + 1, len(payloads))))
                 break
-        ids, unacknowledged = self._acknowledge(payloads, tasks, stopping)
+        ids, unacknowledged = self._acknowledge(payloads, tasks, stopping, is_up=stop is None or self._answers())
         return Receipt([ids.get(row) for row in range(len(payloads))], {**exceptions, **unacknowledged}, stop=stop)
 
     def _acknowledge(
-        self, payloads: Sequence[Mapping[str, Any]], tasks: Mapping[int, str], stopping: Callable[[], bool]
+        self, payloads: Sequence[Mapping[str, Any]], tasks: Mapping[int, str], stopping: Callable[[], bool], *, is_up: bool
     ) -> tuple[dict[int, str | None], dict[int, Outcome]]:
         """Find out what became of the tasks: by one listing where rows carry their key, and one by one where it does not show them.
 
-        Gives up on what is left, which is in doubt then, when no task ended for `acknowledge_timeout_s`, when the server stops answering, or when
+        Gives up on what is left, which is in doubt then, when no task ended for `acknowledge_timeout_s`, when the server does not answer, or when
         `stopping` says so (which also keeps the lease alive: as long as it is ours, nobody else takes our rows for lost).
         """
         ids: dict[int, str | None] = {}
-        if self._keyed and len(tasks) > 1:
+        if is_up and self._keyed and len(tasks) > 1:
             shown = self._shown(limit=len(tasks) + 50)
             for row in tasks:
                 found = shown.get(str(payloads[row]["idempotency_key"]))
@@ -198,7 +203,7 @@ class HttpSink:
         asked: set[int] = set()
         deadline = self._clock() + self._acknowledge_timeout_s
         pause = 0.01
-        trouble = 0
+        trouble = 0 if is_up else _TROUBLE_LIMIT
         why = f"The task was still pending after {self._acknowledge_timeout_s:g} s."
         while waiting:
             if stopping():
@@ -208,9 +213,11 @@ class HttpSink:
                 why = "The predictive API stopped answering before its task had ended."
                 break
             row = waiting.popleft()
-            answer = self._exchange.call("GET", f"{_API}/task/{tasks[row]}")
+            answer = self._exchange.call("GET", f"{_API}/task/{quote(tasks[row], safe='')}")
             end = self._end_of_task(answer)
             trouble = 0 if isinstance(answer, Reply) and answer.status < 500 else trouble + 1
+            if isinstance(answer, NoAnswer) and not self._answers():
+                trouble = _TROUBLE_LIMIT
             if end is None:
                 waiting.append(row)
                 if self._clock() >= deadline:
@@ -226,11 +233,13 @@ class HttpSink:
             else:
                 ids[row] = self._id_of(end)
             deadline = self._clock() + self._acknowledge_timeout_s
-        late = Outcome(Fate.IN_DOUBT, "task_pending", why)
         for row in waiting:
-            outcomes[row] = late
-            self._open_tasks[str(payloads[row]["idempotency_key"])] = tasks[row]
+            outcomes[row] = Outcome(Fate.IN_DOUBT, "task_pending", why, task_id=tasks[row])
         return ids, outcomes
+
+    def _answers(self) -> bool:
+        """Whether the server answers at all, asked briefly: so that a server that fell silent is not waited for row by row."""
+        return isinstance(self._exchange.call("GET", f"{_API}/measurements?limit=1", timeout_s=_PROBE_S), Reply)
 
     def _end_of_task(self, answer: Reply | NoAnswer | NotSent) -> Mapping[str, Any] | Outcome | None:
         """The stored measurement (as far as the answer shows it), or why there is none; None for a task that has not ended."""
@@ -254,35 +263,47 @@ class HttpSink:
 
     # -- settling and listing -----------------------------------------------------------------------------------------------------------
 
-    def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
+    def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
         if "lookup" in self._capabilities:
-            return [self._unless_open(doubt, said) for doubt, said in zip(doubts, self._settle_by_lookup(doubts), strict=True)]
-        if not self._keyed:
-            # Without a key in the listing, only idempotency makes a second try harmless.
-            answer = Answer.ABSENT if self._harmless_again else Answer.UNKNOWN
-            return [self._unless_open(doubt, Settlement(answer)) for doubt in doubts]
+            settlements = self._settle_by_lookup(doubts)
+        elif self._keyed:
+            settlements = self._settle_by_listing(doubts, self._by_shown_key)
+        elif self._harmless_again:
+            # Without a key in the listing, idempotency makes a second try harmless.
+            settlements = [Settlement(Answer.ABSENT)] * len(doubts)
+        else:
+            settlements = self._settle_by_listing(doubts, lambda of, rows, complete: match(of, rows, taken, complete=complete))
+        return [self._unless_open(doubt, said) for doubt, said in zip(doubts, settlements, strict=True)]
+
+    def _settle_by_listing(
+        self,
+        doubts: Sequence[Doubt],
+        judged: Callable[[Sequence[Doubt], Sequence[Mapping[str, Any]], bool], list[Settlement]],
+    ) -> list[Settlement]:
+        """Model by model, in a window that grows until it shows all doubts or everything there is."""
         found: dict[UUID, Settlement] = {}
         for model in sorted({doubt.model_name for doubt in doubts}):
             mine = [doubt for doubt in doubts if doubt.model_name == model]
-            shown, complete = self._window(mine, model)
-            for doubt in mine:
-                ids = shown.get(str(doubt.key))
-                missing = Settlement(Answer.ABSENT if complete else Answer.UNKNOWN)
-                found[doubt.key] = self._unless_open(doubt, Settlement(Answer.STORED, ids[0]) if ids else missing)
+            for rows, complete in self._windows(model):
+                settlements = judged(mine, rows, complete)
+                if complete or all(settlement.answer is Answer.STORED for settlement in settlements):
+                    break
+            found.update(zip((doubt.key for doubt in mine), settlements, strict=True))
         return [found[doubt.key] for doubt in doubts]
+
+    def _by_shown_key(self, doubts: Sequence[Doubt], rows: Sequence[Mapping[str, Any]], complete: bool) -> list[Settlement]:
+        shown = self._by_key(rows)
+        missing = Settlement(Answer.ABSENT if complete else Answer.UNKNOWN)
+        return [Settlement(Answer.STORED, ids[0]) if (ids := shown.get(str(doubt.key))) else missing for doubt in doubts]
 
     def _unless_open(self, doubt: Doubt, settlement: Settlement) -> Settlement:
         """The settlement, unless the row is absent only because its task is still on its way to store it."""
-        task = self._open_tasks.get(str(doubt.key))
-        if settlement.answer is Answer.ABSENT and task is not None:
-            end = self._end_of_task(self._exchange.call("GET", f"{_API}/task/{task}"))
-            if end is None or (isinstance(end, Outcome) and end.code == "task_unknown"):
-                return Settlement(Answer.UNKNOWN)
-            if not isinstance(end, Outcome):
-                settlement = Settlement(Answer.STORED, self._id_of(end))
-        if settlement.answer is not Answer.UNKNOWN:
-            self._open_tasks.pop(str(doubt.key), None)
-        return settlement
+        if settlement.answer is not Answer.ABSENT or doubt.task_id is None:
+            return settlement
+        end = self._end_of_task(self._exchange.call("GET", f"{_API}/task/{quote(doubt.task_id, safe='')}"))
+        if end is None or (isinstance(end, Outcome) and end.code == "task_unknown"):
+            return Settlement(Answer.UNKNOWN)
+        return settlement if isinstance(end, Outcome) else Settlement(Answer.STORED, self._id_of(end))
 
     def _settle_by_lookup(self, doubts: Sequence[Doubt]) -> list[Settlement]:
         settlements: list[Settlement] = []
@@ -299,36 +320,40 @@ class HttpSink:
             settlements += [Settlement(Answer.STORED, _text(found[key])) if key in found else Settlement(Answer.ABSENT) for key in keys]
         return settlements
 
-    def _window(self, doubts: Sequence[Doubt], model: str) -> tuple[dict[str, list[str]], bool]:
-        """The model's measurements by key, in a window that grows until it shows all doubts or everything there is, and whether that is everything.
+    def _windows(self, model: str) -> Iterator[tuple[list[Mapping[str, Any]], bool]]:
+        """The model's newest measurements, in windows that grow up to all there are, each with whether it shows everything. At least one.
 
         Somebody's NaN breaks every window that it is in. The window then shrinks until it ends before it, and shows what is newer.
         """
         limit = _FIRST_WINDOW
-        shown: dict[str, list[str]] = {}
-        broken = False
         full = -1  # rows in the window before, which was full
-        while limit:
+        while True:
             answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({'model_name': model, 'limit': limit})}")
             rows = _rows_of(answer)
             if rows is None:
                 if not isinstance(answer, Reply) or answer.status in (401, 403):
                     raise unusable(self.name, answer)
-                if shown or answer.status != 500:
-                    return shown, False
-                if not broken:
-                    _logger.warning("the listing of %s for %s does not work: %s", self.name, model, answer.sentence)
-                limit //= 2
-                broken = True
-                continue
-            shown = self._by_key(rows)
+                _logger.warning("the listing of %s for %s does not work: %s", self.name, model, answer.sentence)
+                if full < 0:
+                    yield self._newest_that_works(model, limit) if answer.status == 500 else [], False
+                return
             # A larger window that shows no more than the full one before it hides something: the server cuts windows short without saying so.
-            complete = len(rows) < limit and len(rows) != full and not broken
+            complete = len(rows) < limit and len(rows) != full
             full = len(rows)
-            if complete or broken or all(str(doubt.key) in shown for doubt in doubts) or limit >= _LARGEST_WINDOW:
-                return shown, complete
+            yield rows, complete
+            if complete or limit >= _LARGEST_WINDOW:
+                return
             limit = min(limit * 4, _LARGEST_WINDOW)
-        return shown, False
+
+    def _newest_that_works(self, model: str, broken: int) -> list[Mapping[str, Any]]:
+        limit = broken // 2
+        while limit:
+            answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({'model_name': model, 'limit': limit})}")
+            rows = _rows_of(answer)
+            if rows is not None:
+                return rows
+            limit //= 2
+        return []
 
     def listing(self) -> Iterator[tuple[str, str]]:
         if not self._keyed:

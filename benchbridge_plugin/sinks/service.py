@@ -27,7 +27,7 @@ from benchbridge_plugin.model import (
     Settlement,
     SinkProfile,
 )
-from benchbridge_plugin.sinks.base import KEYED_PREFIX
+from benchbridge_plugin.sinks.base import KEYED_PREFIX, Taken, nothing_taken
 
 _logger = logging.getLogger(__name__)
 _BATCH_ROWS = 10_000
@@ -59,6 +59,10 @@ class ServiceSink:
     @property
     def batch_rows(self) -> int:
         return _BATCH_ROWS
+
+    @property
+    def compares_fields(self) -> bool:
+        return False
 
     def profile(self) -> SinkProfile:
         try:
@@ -100,7 +104,7 @@ class ServiceSink:
         }
         return Receipt(ids, exceptions)
 
-    def settle(self, doubts: Sequence[Doubt]) -> list[Settlement]:
+    def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
         try:
             found = dict(self._service.lookup([str(doubt.key) for doubt in doubts]))
         except Exception as error:  # the host's code: anything can come out of it

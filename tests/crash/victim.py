@@ -76,7 +76,7 @@ def open_bridge(scene: Scene) -> BenchmarkPredictivePerformanceBridge:
         batch_size=scene.batch_size,
         settle_after_s=scene.settle_after_s,
         request_timeout_s=0.9,
-        lease_s=1.0,
+        lease_s=4.5,
         retry_base_s=0.05,
         retry_max_s=0.1,
         report_output_dir=str(scene.directory / "reports"),
@@ -130,7 +130,10 @@ def _plant(bug: str) -> None:
     elif bug == "resend":  # doubt taken for "not stored"
         from benchbridge_plugin.model import Answer, Settlement
 
-        HttpSink.settle = lambda self, doubts: [Settlement(Answer.ABSENT)] * len(doubts)  # type: ignore[method-assign]
+        def careless(self: HttpSink, doubts: Any, **_: Any) -> list[Settlement]:
+            return [Settlement(Answer.ABSENT)] * len(doubts)
+
+        HttpSink.settle = careless  # type: ignore[method-assign]
         profile = HttpSink.profile
 
         def forgetful(self: HttpSink) -> SinkProfile:

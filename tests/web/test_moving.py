@@ -52,7 +52,7 @@ def test_a_sync_can_be_waited_for(host: Host) -> None:
     answer = post(host, "/sync", wait=True, limit=5, model="bert-base-uncased", days=0)
     assert answer.status_code == 200
     assert answer.json["state"] == "succeeded"
-    assert answer.json["request"] == {"kind": "http", "model": "bert-base-uncased", "days": 0, "limit": 5, "dry_run": False}
+    assert answer.json["request"] == {"kind": "http", "model": "bert-base-uncased", "days": 0, "limit": 5, "dry_run": False, "adopt": False}
     assert answer.json["joined"] is False
 
 
