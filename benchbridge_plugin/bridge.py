@@ -150,6 +150,10 @@ class BenchmarkPredictivePerformanceBridge:
         with self._at_work() as parts:
             return self._run(parts, request, _LEASE_PATIENCE_S, progress=progress, stopping=stopping, started=started)
 
+    def adopt(self) -> RunSummary:
+        """Record as delivered what the predictive API already has, without sending anything: for a ledger that was lost. Raises as `sync` does."""
+        return self.sync(SyncRequest(adopt=True))
+
     def start_sync(self, request: SyncRequest) -> tuple[int, bool]:
         """Start a run in the background. Returns its number, and whether that is a run that was under way already (it is joined, not doubled)."""
         begun: Future[int] = Future()

@@ -269,6 +269,30 @@ def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> 
     ctx.exit(0 if found.clean or (repair and found.repaired == len(found.missing) and not found.doubled and not found.unknown) else 1)
 
 
+@bridge.command(short_help="Rebuild a lost ledger from the predictive API.")
+@_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
+@click.pass_context
+def adopt(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
+    """Record as delivered what the predictive API already has of the benchmark database. Sends nothing.
+
+    For a ledger that was lost or deleted, so that nothing is sent twice. A sync with a new ledger does it by itself where the API would store twice.
+    Exit code 1 when the API cannot say of some results whether it has them.
+    """
+    from benchbridge_plugin.model import SyncRequest
+
+    with _bridge(ctx, given) as bridge, _stoppable() as stopping:
+        from benchbridge_plugin.console import progress_shown
+
+        bridge.require_source()
+        with progress_shown(sys.stderr) as progress:
+            summary = bridge.sync(SyncRequest(kind="cli", adopt=True), progress=progress, stopping=stopping)
+        if as_json:
+            click.echo(json.dumps(_as_json(summary), indent=2))
+        else:
+            _print_summary(summary, bridge)
+    ctx.exit(_exit_code(summary, False) or int(bool(summary.unknown)))
+
+
 @bridge.command(short_help="Make waiting results due now.")
 @click.option("--rejected", is_flag=True, help="Bring refused results back, too.")
 @click.option("--model", metavar="M", help="Only results of this model.")
@@ -276,7 +300,7 @@ def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> 
 @_options("benchmark_db", "ledger", "config")
 @click.pass_context
 def retry(ctx: click.Context, /, rejected: bool, model: str | None, reason: str | None, **given: Any) -> None:
-    """Make results that wait for another attempt due now. The next sync sends them."""
+    """Make results that wait for another attempt due now, those that were given up included. The next sync sends them."""
     with _bridge(ctx, given) as bridge:
         bridge.require_source()
         count = bridge.retry(rejected=rejected, model=model, reason=reason)

@@ -242,6 +242,7 @@ class RunSummary:
     skipped: int = 0  # not sent on purpose, by the last comparison
     settled: int = 0  # doubts of earlier runs that were settled
     adopted: int = 0  # found at the sink although the ledger did not know them
+    unknown: int = 0  # of those asked for then: the sink could not say
     reasons: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, int] = field(default_factory=dict)
     held: Mapping[str, float] = field(default_factory=dict)  # how the source was held open: count, p95_ms, max_ms

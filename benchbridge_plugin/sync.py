@@ -366,6 +366,8 @@ class SyncEngine:
 
     def _nothing_new(self, source_id: int, request: SyncRequest) -> bool:
         """The quick way out: the file is as it was compared, all of it was taken up, and nothing waits."""
+        if request.adopt:
+            return False
         compared = self._ledger.accounts.compared(source_id)
         if compared.signature != str(self._source.signature()) or compared.scope != self._scope(request):
             return False
@@ -481,6 +483,7 @@ class SyncEngine:
             in_doubt=len(tally.doubts),
             settled=tally.settled,
             adopted=tally.adopted,
+            unknown=tally.unknown,
             skipped=sum(skipped.values()),
             reasons={**+tally.reasons, **skipped},
             quality=dict(tally.quality),

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from unified_server.predictive.service import PredictivePerformance
 
-from benchbridge_plugin.model import Answer, Doubt, Settlement
+from benchbridge_plugin.model import Answer, Doubt, Outcome, Settlement
 from benchbridge_plugin.sinks.service import ServiceSink
 from tests.conftest import Clock, MakeSink, World, fill
-from tests.kit.base_contract import RECORD, BaseContractServer, Fault
+from tests.kit.base_contract import LISTING, RECORD, BaseContractServer, Fault
 from tests.kit.layouts import build
 from tests.scripted import FAILED, IN_DOUBT, Scripted
 
@@ -126,3 +126,68 @@ def test_a_service_takes_everything_in_one_batch(world: World, service: Predicti
     assert summary.synced + summary.rejected == count
     assert service.recorded == summary.synced
     assert summary.held["count"] <= 6
+
+
+# -- giving up ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", [FAILED, IN_DOUBT], ids=["failed", "in doubt"])
+def test_a_result_that_fails_again_and_again_is_given_up_visibly(world: World, scripted: Scripted, clock: Clock, outcome: Outcome) -> None:
+    """After the configured number of attempts; the others go on, and `retry` brings it back through the same path."""
+    fill(world, 3)
+    scripted.fate = lambda result_id: outcome if result_id == "2" else None
+    scripted.settlement = lambda doubt: Settlement(Answer.ABSENT)
+    for _ in range(6):
+        world.sync(policy={"max_attempts": 3})
+        clock.advance(4_000)
+    assert scripted.sent.count("2") == 3
+    assert world.states() == {"delivered": 2, "rejected": 1}
+    (dead,) = (row for row in world.rows() if row["result_id"] == "2")
+    assert (dead["code"], dead["attempts"]) == ("given_up", 3)
+    scripted.fate = lambda result_id: None
+    assert world.ledger.deliveries.retry(world.ledger.runs.source_id(world.name), rejected=False) == 1
+    assert world.sync(policy={"max_attempts": 3}).synced == 1
+    assert world.states() == {"delivered": 3}
+
+
+def test_nothing_is_given_up_for_an_api_that_is_down(world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock) -> None:
+    """However often it was tried meanwhile."""
+    fill(world, 12)
+    sink = http_sink(server.url)
+    server.faults.add(Fault.ERROR_500, times=None)
+    for _ in range(8):
+        assert world.sync(sink, policy={"max_attempts": 3}).error_code == "predictive_api_unreachable"
+        clock.advance(4_000)
+    server.faults.clear()
+    world.sync(sink, policy={"max_attempts": 3})
+    clock.advance(4_000)
+    world.sync(sink, policy={"max_attempts": 3})
+    assert world.states() == {"delivered": 12}
+    assert len(server.rows) == 12
+
+
+def test_never_giving_up_can_be_chosen(world: World, scripted: Scripted, clock: Clock) -> None:
+    """With 0 attempts."""
+    fill(world, 1)
+    scripted.fate = lambda result_id: FAILED
+    for _ in range(15):
+        world.sync(policy={"max_attempts": 0})
+        clock.advance(4_000)
+    assert (len(scripted.sent), world.states()) == (15, {"retrying": 1})
+
+
+def test_a_server_that_falls_silent_is_not_waited_for_row_by_row(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
+    """One request without an answer, one short question whether it is there, and the run ends and says so."""
+    fill(world, 200)
+    sink = http_sink(server.url, timeout_s=0.5)
+    server.faults.skip(20)
+    server.faults.add(Fault.SILENCE_BEFORE_STORE, times=None)
+    server.faults.skip(2, on=LISTING)
+    server.faults.add(Fault.SILENCE_BEFORE_STORE, times=None, on=LISTING)
+    summary = world.sync(sink)
+    assert summary.error_code == "predictive_api_unreachable"
+    assert server.requests[RECORD] == 21
+    server.faults.clear()
+    assert world.sync(sink).error_code is None
+    assert world.states() == {"delivered": 200}
+    assert len(server.rows) == 200

@@ -74,11 +74,9 @@ class Steady:
 
 
 def _move(connection: Connection, jump_s: float) -> None:
-    waiting = deliveries.c.state.in_(_OPEN) & deliveries.c.next_attempt_at.is_not(None)
-    connection.execute(update(deliveries).where(waiting).values(next_attempt_at=deliveries.c.next_attempt_at + jump_s))
-    # For a row that is being sent, or in doubt, this is the time of the send, after which a slow server gets its time.
-    sent = deliveries.c.state == int(State.SENDING)
-    connection.execute(update(deliveries).where(sent).values(updated_at=deliveries.c.updated_at + jump_s))
+    # The age of a row that is being sent, or in doubt, says whether a slow server has had its time. NULL stays NULL.
+    times = {name: deliveries.c[name] + jump_s for name in ("next_attempt_at", "updated_at")}
+    connection.execute(update(deliveries).where(deliveries.c.state.in_(_OPEN)).values(**times))
     connection.execute(update(leases).where(leases.c.expires_at > 0).values(expires_at=leases.c.expires_at + jump_s))
     ticks = {name: sources.c[name] + jump_s for name in ("next_tick_at", "last_tick_at")}
     connection.execute(update(sources).values(**ticks))

@@ -1,0 +1,168 @@
+"""A ledger that was lost is rebuilt from what the sink has, and nothing is sent twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchbridge_plugin.mapping import Mapper
+from benchbridge_plugin.model import Answer, Settlement, SinkProfile
+from tests.conftest import Clock, FullServer, MakeSink, World, fill
+from tests.kit.base_contract import RECORD, BaseContractServer
+from tests.scripted import Scripted
+
+
+def lose_ledger(world: World) -> None:
+    world.ledger.close()
+    for path in world.directory.glob("bench.duckdb.bridge.sqlite*"):
+        path.unlink()
+    world.ledger = world.open_ledger()
+
+
+def test_a_new_ledger_takes_over_what_a_server_without_idempotency_has(
+    world: World, server: BaseContractServer, http_sink: MakeSink
+) -> None:
+    """Without being asked to: such a server would store all of it twice. What it does not have is sent in the same run."""
+    fill(world, 8)
+    sink = http_sink(server.url)
+    world.sync(sink, limit=5)
+    lose_ledger(world)
+    summary = world.sync(sink)
+    assert (summary.adopted, summary.synced) == (5, 3)
+    assert "5 adopted" in summary.message
+    assert world.states() == {"delivered": 8}
+    assert len(server.rows) == server.requests[RECORD] == 8
+    assert {row["measurement_id"] for row in world.rows()} == {str(row["id"]) for row in server.rows}
+
+
+def test_adopting_looks_at_everything_whatever_the_run_is_about(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """A result that is older than the look-back now may be asked for later, and must not be sent again then."""
+    fill(world, 4)
+    sink = http_sink(server.url)
+    world.sync(sink)
+    lose_ledger(world)
+    assert world.sync(sink, days=1, model="another").adopted == 4
+    assert world.sync(sink).synced == 0
+    assert len(server.rows) == 4
+
+
+def test_an_empty_server_costs_one_look(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
+    """The first sync of all is not slowed down."""
+    fill(world, 4)
+    world.sync(http_sink(server.url))
+    assert server.requests["GET /api/predictive-performance/measurements"] == 3  # is it one, is there anything, did all arrive
+
+
+def test_a_server_with_idempotency_is_not_asked(world: World, full_server: FullServer, http_sink: MakeSink) -> None:
+    """It answers a second sending with the first one's id."""
+    fill(world, 4)
+    world.sync(http_sink(full_server.url))
+    lose_ledger(world)
+    summary = world.sync(http_sink(full_server.url))
+    assert (summary.adopted, summary.synced) == (0, 4)
+    assert len(full_server.stored()) == 4
+
+
+def test_adopt_sends_nothing(world: World, full_server: FullServer, http_sink: MakeSink) -> None:
+    """By lookup, too; what the server does not have stays pending."""
+    fill(world, 4)
+    world.sync(http_sink(full_server.url), limit=3)
+    lose_ledger(world)
+    summary = world.sync(http_sink(full_server.url), adopt=True)
+    assert (summary.adopted, summary.synced, summary.unknown) == (3, 0, 0)
+    assert (world.accounting.delivered, world.accounting.pending) == (3, 1)
+    assert len(full_server.stored()) == 3
+    assert world.sync(http_sink(full_server.url), adopt=True).adopted == 0
+
+
+def test_what_the_sink_cannot_say_is_counted_and_stays_pending(world: World) -> None:
+    """And the message says so."""
+    fill(world, 2)
+    world.sink = sink = Scripted()
+    sink.settlement = lambda doubt: Settlement(Answer.STORED, "m") if doubt.result_id == "1" else Settlement(Answer.UNKNOWN)
+    summary = world.sync(adopt=True)
+    assert (summary.adopted, summary.unknown) == (1, 1)
+    assert "cannot say of 1" in summary.message
+    assert (sink.sent, world.states()) == ([], {"delivered": 1})
+
+
+def test_an_interrupted_adoption_is_gone_on_with(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
+    """Between the two steps the rows are in doubt, and doubts are asked for."""
+    fill(world, 3)
+    sink = http_sink(server.url)
+    world.sync(sink)
+    lose_ledger(world)
+    acknowledge = world.ledger.deliveries.acknowledge
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    world.ledger.deliveries.acknowledge = die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        world.sync(sink)
+    world.ledger.deliveries.acknowledge = acknowledge  # type: ignore[method-assign]
+    assert world.states() == {"sending": 3}
+    assert world.sync(sink).settled == 3
+    assert (world.states(), len(server.rows)) == ({"delivered": 3}, 3)
+
+
+# -- without keys in the listing ------------------------------------------------------------------------------------------------------------
+
+
+def test_in_plain_mode_doubts_are_settled_by_comparing_and_counting(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """Of three results with the same figures two were stored: one is sent again, whichever it is."""
+    fill(world, 3)
+    world.database.execute("UPDATE performance_results SET throughput_items_per_second = 800")
+    world.follow(keyed=False)
+    sink = http_sink(server.url, keyed=False, timeout_s=0.3)
+    from tests.kit.base_contract import Fault
+
+    server.faults.add(Fault.RESET_AFTER_STORE)
+    server.faults.add(Fault.RESET_BEFORE_STORE)
+    world.sync(sink)
+    clock.advance(600)
+    world.sync(sink)
+    clock.advance(600)
+    world.sync(sink)
+    assert world.states() == {"delivered": 3}
+    assert [row["measurement_source"] for row in server.rows] == ["benchmark"] * 3
+    assert {row["measurement_id"] for row in world.rows()} == {"1", "2", "3"}
+
+
+def test_in_plain_mode_another_results_measurement_is_not_taken_for_this_one(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """Somebody else's rows and rows that differ in one figure say nothing; a result that changed since it was sent stays in doubt."""
+    from tests.kit.base_contract import Fault
+
+    fill(world, 2)
+    world.follow(keyed=False)
+    sink = http_sink(server.url, keyed=False, timeout_s=0.3)
+    server.faults.add(Fault.RESET_BEFORE_STORE, times=2)
+    world.sync(sink, limit=2)
+    server.store.insert(model_name="bert-base-uncased", measurement_source="another tool", throughput=800.0)
+    server.store.insert(model_name="bert-base-uncased", measurement_source="benchmark", throughput=123.0)
+    clock.advance(600)
+    assert world.sync(sink).synced == 2
+    assert len(server.rows) == 4
+
+
+def test_the_profile_of_the_mapper_decides_what_is_asked_for(world: World) -> None:
+    """Only what could have been sent is asked for: a refused result is not."""
+    fill(world, 2)
+    world.database.execute("UPDATE performance_results SET throughput_items_per_second = -1 WHERE result_id = 2")
+    asked: list[str] = []
+    world.sink = sink = Scripted()
+
+    def settlement(doubt: object) -> Settlement:
+        asked.append(doubt.result_id)  # type: ignore[attr-defined]
+        return Settlement(Answer.ABSENT)
+
+    sink.settlement = settlement
+    world.sync(adopt=True)
+    assert isinstance(world.mapper, Mapper)
+    assert isinstance(sink.profile(), SinkProfile)
+    assert asked == ["1"]
