@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from benchbridge_plugin.mapping import HARDWARE_ALIASES, PRECISION_ALIASES, REASONS, SKIPS, Mapper, Rules
-from benchbridge_plugin.model import BATCH_FIELDS, Quality, SinkProfile, quality_names
+from benchbridge_plugin.model import BATCH_FIELDS, GIVEN_UP, Quality, SinkProfile, quality_names
 from tests.mapping_rows import FULL, MakeMapper, flags, judged, measured, one, rows, strict_json
 
 ROOT = Path(__file__).parents[1]
@@ -317,10 +317,11 @@ def test_the_model_filter_and_the_priorities_compare_names_exactly(mapper_of: Ma
 
 
 def sink_codes() -> set[str]:
-    """The codes of outcomes in sinks/*.py and sync.py, read from their text."""
+    """The codes of outcomes in sinks/*.py, sync.py, settling.py and the ledger, read from their text."""
     package = ROOT / "benchbridge_plugin"
-    code = "\n".join(path.read_text() for path in [*(package / "sinks").glob("*.py"), package / "sync.py"])
-    return set(re.findall(r'(?:Outcome\(\s*Fate\.\w+,|uncertain\(\s*[\w.]+,)\s*"([a-z_]+)"', code))
+    code = "\n".join(path.read_text() for path in [*package.glob("s*.py"), *(package / "sinks").glob("*.py"), *package.glob("ledger/*.py")])
+    found = set(re.findall(r'(?:Outcome\(\s*Fate\.\w+,|uncertain\(\s*[\w.]+,|\breason = \()\s*"([a-z_]+)"', code))
+    return found | ({GIVEN_UP} if re.search(r"Outcome\(\s*Fate\.\w+, GIVEN_UP", code) else set())
 
 
 def test_every_code_is_documented_and_every_documented_code_exists() -> None:
