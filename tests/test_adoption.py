@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from benchbridge_plugin.mapping import Mapper
-from benchbridge_plugin.model import Answer, Settlement, SinkProfile
-from tests.conftest import Clock, FullServer, MakeSink, World, fill
-from tests.kit.base_contract import RECORD, BaseContractServer
+from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Settlement
+from benchbridge_plugin.sinks.matching import match
+from tests.conftest import Clock, FullServer, MakeSink, World, doubts_of, fill, make_batch
+from tests.kit.base_contract import RECORD, BaseContractServer, Fault
 from tests.scripted import Scripted
 
 
@@ -118,8 +121,6 @@ def test_in_plain_mode_doubts_are_settled_by_comparing_and_counting(
     world.database.execute("UPDATE performance_results SET throughput_items_per_second = 800")
     world.follow(keyed=False)
     sink = http_sink(server.url, keyed=False, timeout_s=0.3)
-    from tests.kit.base_contract import Fault
-
     server.faults.add(Fault.RESET_AFTER_STORE)
     server.faults.add(Fault.RESET_BEFORE_STORE)
     world.sync(sink)
@@ -136,8 +137,6 @@ def test_in_plain_mode_another_results_measurement_is_not_taken_for_this_one(
     world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
 ) -> None:
     """Somebody else's rows and rows that differ in one figure say nothing; a result that changed since it was sent stays in doubt."""
-    from tests.kit.base_contract import Fault
-
     fill(world, 2)
     world.follow(keyed=False)
     sink = http_sink(server.url, keyed=False, timeout_s=0.3)
@@ -150,19 +149,54 @@ def test_in_plain_mode_another_results_measurement_is_not_taken_for_this_one(
     assert len(server.rows) == 4
 
 
-def test_the_profile_of_the_mapper_decides_what_is_asked_for(world: World) -> None:
-    """Only what could have been sent is asked for: a refused result is not."""
+@pytest.mark.parametrize("keyed", [True, False], ids=["plain, then keyed", "keyed, then plain"])
+def test_a_doubt_is_found_however_it_was_sent(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock, keyed: bool
+) -> None:
+    """The configuration may have changed since then."""
+    fill(world, 3)
+    world.follow(keyed=not keyed)
+    server.faults.add(Fault.RESET_AFTER_STORE, times=2)
+    world.sync(http_sink(server.url, keyed=not keyed), limit=2, policy={"settle_after_s": 60.0})
+    world.follow(keyed=keyed)
+    clock.advance(600)
+    world.sync(http_sink(server.url, keyed=keyed))
+    assert world.states() == {"delivered": 3}
+    assert len(server.rows) == 3
+
+
+def test_a_measurement_that_may_be_another_results_settles_nothing() -> None:
+    """The ledger has its repeated measurement_id, and no numeric id to tell it by."""
+    batch = make_batch({})
+    fields = batch.select(list(MEASUREMENT_FIELDS)).to_pylist()[0]
+    (doubt,) = (replace(doubt, fields=fields) for doubt in doubts_of(batch))
+    row = {**fields, "measurement_source": "benchmark", "id": 7, "measurement_id": "measurement-1"}
+
+    def answer(row: dict[str, Any], *known: str, doubt: Doubt = doubt, complete: bool = True) -> Settlement:
+        return match([doubt], [row], lambda ids: frozenset(ids) & frozenset(known), complete=complete)[0]
+
+    assert answer(row) == Settlement(Answer.STORED, "7")
+    assert answer(row, "7") == Settlement(Answer.ABSENT)
+    assert answer(row, "7", complete=False) == Settlement(Answer.UNKNOWN)
+    assert answer(row, "measurement-1") == Settlement(Answer.UNKNOWN)
+    assert answer({**row, "id": None}) == Settlement(Answer.UNKNOWN)
+    assert answer(row, doubt=replace(doubt, fields=None)) == Settlement(Answer.UNKNOWN)
+    assert answer({**row, "latency": 10.25000001}) == Settlement(Answer.STORED, "7")
+    for changed in ({"latency": 10.26}, {"latency": None}, {"memory_usage": True}, {"batch_size": 9}, {"measurement_source": "x"}):
+        assert answer({**row, **changed}) == Settlement(Answer.ABSENT)
+
+
+def test_only_what_could_have_been_sent_is_asked_for(world: World) -> None:
+    """A refused result is not."""
     fill(world, 2)
     world.database.execute("UPDATE performance_results SET throughput_items_per_second = -1 WHERE result_id = 2")
     asked: list[str] = []
     world.sink = sink = Scripted()
 
-    def settlement(doubt: object) -> Settlement:
-        asked.append(doubt.result_id)  # type: ignore[attr-defined]
+    def settlement(doubt: Doubt) -> Settlement:
+        asked.append(doubt.result_id)
         return Settlement(Answer.ABSENT)
 
     sink.settlement = settlement
     world.sync(adopt=True)
-    assert isinstance(world.mapper, Mapper)
-    assert isinstance(sink.profile(), SinkProfile)
     assert asked == ["1"]

@@ -75,7 +75,7 @@ class HttpSink:
 
     @property
     def compares_fields(self) -> bool:
-        return not self._keyed and not self._capabilities & {"lookup", "idempotency"}
+        return not self._capabilities & {"lookup", "idempotency"}
 
     # -- what it is ---------------------------------------------------------------------------------------------------------------------
 
@@ -266,35 +266,24 @@ class HttpSink:
     def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
         if "lookup" in self._capabilities:
             settlements = self._settle_by_lookup(doubts)
-        elif self._keyed:
-            settlements = self._settle_by_listing(doubts, self._by_shown_key)
-        elif self._harmless_again:
+        elif self._harmless_again and not self._keyed:
             # Without a key in the listing, idempotency makes a second try harmless.
             settlements = [Settlement(Answer.ABSENT)] * len(doubts)
         else:
-            settlements = self._settle_by_listing(doubts, lambda of, rows, complete: match(of, rows, taken, complete=complete))
+            settlements = self._settle_by_listing(doubts, taken)
         return [self._unless_open(doubt, said) for doubt, said in zip(doubts, settlements, strict=True)]
 
-    def _settle_by_listing(
-        self,
-        doubts: Sequence[Doubt],
-        judged: Callable[[Sequence[Doubt], Sequence[Mapping[str, Any]], bool], list[Settlement]],
-    ) -> list[Settlement]:
+    def _settle_by_listing(self, doubts: Sequence[Doubt], taken: Taken) -> list[Settlement]:
         """Model by model, in a window that grows until it shows all doubts or everything there is."""
         found: dict[UUID, Settlement] = {}
         for model in sorted({doubt.model_name for doubt in doubts}):
             mine = [doubt for doubt in doubts if doubt.model_name == model]
             for rows, complete in self._windows(model):
-                settlements = judged(mine, rows, complete)
+                settlements = match(mine, rows, taken, complete=complete)
                 if complete or all(settlement.answer is Answer.STORED for settlement in settlements):
                     break
             found.update(zip((doubt.key for doubt in mine), settlements, strict=True))
         return [found[doubt.key] for doubt in doubts]
-
-    def _by_shown_key(self, doubts: Sequence[Doubt], rows: Sequence[Mapping[str, Any]], complete: bool) -> list[Settlement]:
-        shown = self._by_key(rows)
-        missing = Settlement(Answer.ABSENT if complete else Answer.UNKNOWN)
-        return [Settlement(Answer.STORED, ids[0]) if (ids := shown.get(str(doubt.key))) else missing for doubt in doubts]
 
     def _unless_open(self, doubt: Doubt, settlement: Settlement) -> Settlement:
         """The settlement, unless the row is absent only because its task is still on its way to store it."""
