@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,3 +184,50 @@ def test_on_a_terminal_the_summary_follows_the_bar(to_api: list[str], workplace:
     shown, out = on_terminal([sys.executable, "-m", "benchbridge_plugin.cli", "sync", *to_api], workplace)
     assert out.startswith("22 synced, 18 refused")
     assert re.search(r"comparing|sending", shown)
+
+
+# -- several at once ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_was_frozen_past_its_lease_has_lost_it(
+    run: Run, to_api: list[str], api: BaseContractServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another takes over and finishes; the first one, awake again, sends nothing more, writes nothing and says why."""
+    for name, value in {"LEASE_S": "4.5", "REQUEST_TIMEOUT_S": "1", "SETTLE_AFTER_S": "0.3"}.items():
+        monkeypatch.setenv(f"BENCHBRIDGE_{name}", value)
+    gate, at_it = threading.Event(), threading.Event()
+
+    def slow(body: object) -> bool:
+        at_it.set()
+        gate.wait(20)
+        return False
+
+    api.faults.skip(3)
+    api.faults.add(Fault.ERROR_500, None, when=slow)
+    with started("sync", *to_api) as frozen:
+        assert at_it.wait(20)
+        frozen.send_signal(signal.SIGSTOP)
+        gate.set()
+        deadline = time.monotonic() + 30
+        while (done := run("sync", *to_api)).code == 1 and time.monotonic() < deadline:
+            assert "Another sync" in done.err
+            time.sleep(0.2)
+        assert done.code == 0, done.err
+        assert len(api.rows) == 22
+        frozen.send_signal(signal.SIGCONT)
+        _, err = frozen.communicate(timeout=30)
+    assert (frozen.returncode, "lost the lease" in err) == (1, True), err
+    assert "Traceback" not in err
+    assert len({row["measurement_source"] for row in api.rows}) == len(api.rows) == 22
+    assert run("report", *to_api[:2], "--json").json["accounting"]["delivered"] == 22
+    assert run("verify", *to_api).code == 0
+
+
+def test_two_syncs_at_once_deliver_everything_once(run: Run, to_api: list[str], api: BaseContractServer) -> None:
+    """One of them does it; the other one either says that a sync is running or finds nothing left."""
+    with started("sync", *to_api) as first, started("sync", *to_api) as second:
+        ends = [(process.communicate(timeout=60)[1], process.returncode) for process in (first, second)]
+    assert sorted(code for _, code in ends) in ([0, 0], [0, 1]), ends
+    assert all("Another sync" in err for err, code in ends if code)
+    assert len({row["measurement_source"] for row in api.rows}) == len(api.rows) == 22
+    assert run("report", *to_api[:2], "--json").json["accounting"]["delivered"] == 22
