@@ -156,7 +156,7 @@ class Store:
         cause = said.splitlines()[0].rstrip(".")
         lower = cause.lower()
         if "not a database" in lower or "malformed" in lower:
-            todo = "Restore it from a backup. If there is none, move it away; docs/operations.md says what to check before the next sync."
+            todo = "Restore it from a backup. If there is none, move it away and rebuild it from the predictive API: benchbridge adopt."
         elif "readonly" in lower or "unable to open" in lower or "permission" in lower:
             todo = "Make the file and its directory writable for this user, or set ledger_url (--ledger) to another place."
         elif "full" in lower:
