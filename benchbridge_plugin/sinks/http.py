@@ -156,6 +156,7 @@ class HttpSink:
         exceptions: dict[int, Outcome] = {}
         tasks: dict[int, str] = {}
         stop: SinkError | None = None
+        is_up = True
         trouble = 0
         for row, payload in enumerate(payloads):
             if stopping():
@@ -176,11 +177,12 @@ class HttpSink:
                 break
             exceptions[row] = judge(answer, self._harmless_again)
             trouble = 0 if exceptions[row].fate is Fate.REJECTED else trouble + 1
-            if trouble >= _TROUBLE_LIMIT or (isinstance(answer, NoAnswer) and not self._answers()):
+            is_up = not isinstance(answer, NoAnswer) or self._answers()
+            if trouble >= _TROUBLE_LIMIT or not is_up:
                 stop = unusable(self.name, answer)
                 exceptions.update(_not_sent(range(row + 1, len(payloads))))
                 break
-        ids, unacknowledged = self._acknowledge(payloads, tasks, stopping, is_up=stop is None or self._answers())
+        ids, unacknowledged = self._acknowledge(payloads, tasks, stopping, is_up=is_up)
         return Receipt([ids.get(row) for row in range(len(payloads))], {**exceptions, **unacknowledged}, stop=stop)
 
     def _acknowledge(
