@@ -362,7 +362,7 @@ def test_stopping_does_not_wait_for_the_silent_and_the_slow(fault: Fault | None)
             time.sleep(0.01)
         began = time.monotonic()
         server.stop()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 10.0, "of 60 s"
         assert isinstance(sent.exception(timeout=5), requests.ConnectionError)
         assert len(server.rows) == int(fault is not None)
 

@@ -9,11 +9,11 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -415,20 +415,24 @@ def test_holds_are_measured_and_forgotten(tmp_path: Path) -> None:
     assert source.holds()["count"] == 0
 
 
-def test_time_spent_waiting_for_a_writer_does_not_make_slices_smaller(tmp_path: Path) -> None:
+def test_time_spent_waiting_for_a_writer_does_not_make_slices_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice is sized by how long its query ran, not by how long it took to get at the file."""
     path = tmp_path / "ids.duckdb"
     number_rows(path, "BIGINT", "i", 12_000)
     layout, ids = BenchmarkSource(str(path)).ids()
-    with held(path) as process:
+    now = 0.0
+    with held(path) as process, monkeypatch.context() as patched:
+        patched.setattr("benchbridge_plugin.source.time", SimpleNamespace(monotonic=lambda: now))
 
-        def sleep(seconds: float) -> None:
-            time.sleep(0.8)
+        def sleep(seconds: float) -> None:  # the only time that passes
+            nonlocal now
+            now += 10.0
             let_go(process)
 
         slices = BenchmarkSource(str(path), sleep=sleep).slices(layout, ids.combine_chunks().sort())
         assert len(next(slices)) == 5000
-        assert len(next(slices)) > 2500
+        assert now == 10.0
+        assert len(next(slices)) == 7000
 
 
 # -- slices ---------------------------------------------------------------------------------------------------------------------------------

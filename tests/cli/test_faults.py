@@ -125,12 +125,12 @@ def test_a_file_that_is_cut_in_half_is_told(run: Run, to_api: list[str], databas
 
 
 def test_a_damaged_file_is_not_waited_for(run: Run, workplace: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It will not be better in 30 s."""
-    monkeypatch.setenv("BENCHBRIDGE_SOURCE_BUSY_TIMEOUT_S", "2")
+    """It will not be better in 20 s."""
+    monkeypatch.setenv("BENCHBRIDGE_SOURCE_BUSY_TIMEOUT_S", "20")
     _damaged(workplace / "damaged.duckdb", sample)
     began = time.monotonic()
     assert_told(run("sync", "--benchmark-db", "damaged.duckdb"), 3, "seems damaged")
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10.0, "of 20 s"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
