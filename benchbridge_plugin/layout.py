@@ -59,6 +59,14 @@ _RANGED = re.compile(r"(TINY|SMALL|BIG|U|UTINY|USMALL|UBIG)?(INTEGER|INT)|UUID|D
 _NUMBER = re.compile(r"(TINY|SMALL|BIG|HUGE|U|UTINY|USMALL|UBIG|UHUGE)?(INTEGER|INT)|DECIMAL\(\d+,\d+\)|FLOAT|DOUBLE")
 
 
+def _cast(expression: str, kind: str) -> str:
+    """The expression as that type, or NULL where it is none. A cast to a whole number would round: 8.6 items are not 9."""
+    if kind == "VARCHAR":
+        return f"CAST({expression} AS VARCHAR)"
+    cast = f"TRY_CAST({expression} AS {kind})"
+    return f"CASE WHEN {cast} = TRY_CAST({expression} AS DOUBLE) THEN {cast} END" if kind == "BIGINT" else cast
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How to read one benchmark database: `SELECT {columns} FROM {tables}`, with the result id available as `{id_column}` of type `id_type`.
@@ -214,9 +222,7 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, 
     flag("simulated", "r", _RESULTS)
 
     projection = ",\n       ".join(
-        f"{'CAST' if kind == 'VARCHAR' else 'TRY_CAST'}({expressions[role]} AS {kind}) AS {role}"
-        if role in expressions
-        else f"CAST(NULL AS {kind}) AS {role}"
+        f"{_cast(expressions[role], kind)} AS {role}" if role in expressions else f"CAST(NULL AS {kind}) AS {role}"
         for role, kind in ROLES.items()
     )
     id_column, id_type = f"r.{quoted(result_id)}", catalogue[tables[_RESULTS]][result_id]

@@ -299,6 +299,30 @@ def test_a_column_that_is_not_plainly_a_default_counts_as_generated() -> None:
     assert not is_generated("lat", "DOUBLE", sql)
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "read"),
+    [
+        ("DOUBLE", "8.6", None),
+        ("DOUBLE", "8.0", 8),
+        ("VARCHAR", "'8.6'", None),
+        ("VARCHAR", "'8'", 8),
+        ("DECIMAL(5,1)", "8.5", None),
+        ("DOUBLE", "'nan'", None),
+        ("HUGEINT", "170141183460469231731687303715884105727", None),
+        ("BIGINT", "9223372036854775807", 9223372036854775807),
+    ],
+)
+def test_a_whole_number_is_read_where_one_stands_and_never_rounded(kind: str, said: str, read: int | None, tmp_path: Path) -> None:
+    """8.6 items are not 9."""
+    path = tmp_path / "flat.duckdb"
+    run(
+        path,
+        f"CREATE TABLE performance_results (id INTEGER, model_name VARCHAR, hardware_type VARCHAR, latency_ms DOUBLE, batch_size {kind})",
+        f"INSERT INTO performance_results VALUES (1, 'm', 'cpu', 2, {said})",
+    )
+    assert [row["batch_size"] for row in rows_of(path)] == [read]
+
+
 @pytest.mark.parametrize("rest", ["NOT NULL", "UNIQUE", "CHECK (batch_size > 0)", ""])
 @pytest.mark.parametrize("kind", ["INTEGER", "VARCHAR COLLATE NOCASE", "DECIMAL(5,1)", "ENUM('4', 'x)')"])
 def test_a_column_with_a_default_is_an_ordinary_column(kind: str, rest: str, tmp_path: Path) -> None:
