@@ -13,6 +13,9 @@ from benchbridge_plugin.errors import BridgeError
 
 _LONGEST_TEXT = 1_000
 _LARGEST_NUMBER = 2**53
+#: A list of so many texts of this length fits into a body, whatever characters they have.
+MOST_ITEMS = 500
+LONGEST_ITEM = 300
 
 
 class InvalidArgument(BridgeError):
@@ -85,11 +88,16 @@ def _check(name: str, value: object, kind: type) -> None:
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         str: isinstance(value, str),
-        list: isinstance(value, list) and len(value) <= 10_000 and all(isinstance(item, str) for item in value),
+        list: isinstance(value, list)
+        and len(value) <= MOST_ITEMS
+        and all(isinstance(item, str) and len(item) <= LONGEST_ITEM for item in value),
     }[kind]
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list of at most 10,000 texts"}[kind]
+    texts_wanted = f"a list of at most {MOST_ITEMS} texts of at most {LONGEST_ITEM} characters"
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: texts_wanted}[kind]
     if not right:
         raise InvalidArgument(f"{name} must be {wanted}.")
+    if value == "":
+        raise InvalidArgument(f"{name} must not be empty.", guidance="Leave it out to take all.")
     texts = value if isinstance(value, list) else [value]
     if any(isinstance(text, str) and not _is_plain(text) for text in texts):
         raise InvalidArgument(f"{name} must be at most {_LONGEST_TEXT:,} characters, without null characters and lone surrogates.")

@@ -21,7 +21,7 @@ from benchbridge_plugin.web.openapi import document
 PREFIX = "/api/bridge"
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
-_CURSOR = re.compile(r"[0-9a-f]{32}\..{1,900}", re.DOTALL)
+_CURSOR = re.compile(r"[0-9a-f]{32}\..{1,867}", re.DOTALL)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 

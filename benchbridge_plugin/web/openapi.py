@@ -8,6 +8,7 @@ from typing import Any
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.model import STATE_NAMES
 from benchbridge_plugin.report import FORMATS
+from benchbridge_plugin.web.arguments import LONGEST_ITEM, MOST_ITEMS
 
 _Schema = Mapping[str, Any]
 
@@ -65,7 +66,12 @@ def document() -> dict[str, Any]:
                     "model": _TEXT,
                     "hardware": _TEXT,
                     "limit": _PAGE,
-                    "cursor": {"type": "string", "maxLength": 1000, "description": "from `next` of the page before"},
+                    "cursor": {
+                        "type": "string",
+                        "maxLength": 900,
+                        "pattern": "^[0-9a-f]{32}\\.[^\\u0000]+$",
+                        "description": "from `next` of the page before",
+                    },
                 },
                 answers={200: _listing("results"), 422: problem},
             )
@@ -77,7 +83,11 @@ def document() -> dict[str, Any]:
                     "state": {"type": "string", "enum": ["retrying", "rejected"]},
                     "model": _TEXT,
                     "reason": _TEXT,
-                    "result_ids": {"type": "array", "items": _TEXT, "maxItems": 10_000},
+                    "result_ids": {
+                        "type": "array",
+                        "items": {"type": "string", "maxLength": LONGEST_ITEM, "pattern": "^[^\\u0000]*$"},
+                        "maxItems": MOST_ITEMS,
+                    },
                 },
                 answers={200: _OBJECT, 400: problem, 413: problem, 415: problem, 422: problem},
             )
@@ -147,9 +157,16 @@ def _route(
     if parameters:
         route["parameters"] = parameters
     if body is not None:
-        schema: _Schema = {"type": "object", "additionalProperties": False, "properties": dict(body)}
+        properties = {name: _or_null(of_argument) for name, of_argument in body.items()}
+        schema: _Schema = {"type": "object", "additionalProperties": False, "properties": properties}
         route["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
     return route
+
+
+def _or_null(schema: _Schema) -> _Schema:
+    """In a body null means the same as leaving the argument out."""
+    nullable = {**schema, "type": [schema["type"], "null"]}
+    return {**nullable, "enum": [*schema["enum"], None]} if "enum" in schema else nullable
 
 
 def _answer(status: int, schema: _Schema) -> dict[str, Any]:

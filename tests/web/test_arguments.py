@@ -58,8 +58,8 @@ def cases(path: str, name: str, *values: Any) -> list[tuple[str, dict[str, Any]]
         *cases("/schedule", "paused", "no"),
         *cases("/schedule", "run_now", 1),
         *cases("/results/retry", "state", "delivered", "in_doubt", "", 3),
-        *cases("/results/retry", "result_ids", "1", [1], ["\ud800"], ["a\x00"], ["x" * 1_001], {"1": "2"}, ["1"] * 10_001),
-        *cases("/results/retry", "reason", 5),
+        *cases("/results/retry", "result_ids", "1", [1], ["\ud800"], ["a\x00"], ["x" * 301], {"1": "2"}, ["1"] * 501),
+        *cases("/results/retry", "reason", 5, ""),
         *cases("/verify", "repair", "yes"),
     ],
 )
@@ -82,6 +82,7 @@ def test_numbers_that_are_none_are_refused(lasting: Host, text: str) -> None:
 @pytest.mark.parametrize(
     "query",
     [
+        "/results?model=",
         *("/runs?limit=0", "/runs?limit=1001", "/runs?limit=x", "/runs?limit=1.5", "/runs?limit=", "/runs?before=x", "/runs?offset=1"),
         *("/report?format=pdf", "/report?format=", "/report?output=/etc/passwd"),
         *("/results?limit=0", "/results?limit=1001", "/results?limit=" + "9" * 5_000, "/results?state=done", "/results?sort=id"),
@@ -107,7 +108,6 @@ def test_a_query_that_does_not_fit_is_422(lasting: Host, query: str) -> None:
             "model=%27%20OR%201%3D1%20--",
             "model=%ff%fe",
             "hardware=%25",
-            "model=",
         ),
         *(
             "cursor=" + "0" * 32 + ".%27%3B%20DROP%20TABLE%20deliveries",
