@@ -103,7 +103,8 @@ def crash(
         while killed < kills and victims < kills * 6:
             victims += 1
             here = "claimed" if point == "settled" and victims % 2 else point  # a doubt has to be made before it can be settled
-            victim = context.Process(target=sync_and_die, args=(scene, here, draws.randint(1, 4)))
+            many = kind == "base" and here in ("before_request", "after_request")  # one for each result, and else one for each batch
+            victim = context.Process(target=sync_and_die, args=(scene, here, draws.randint(1, 120 if many else 3)))
             victim.start()
             if point is None:
                 victim.join(draws.uniform(0.05, longest_s))

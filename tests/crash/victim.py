@@ -101,6 +101,8 @@ def _mine(owner: type, method: str, when: str, occurrence: int) -> None:
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal passes
+        if owner is Exchange and arguments[1] != "POST":  # only what stores something
+            return original(*arguments, **named)
         passes += 1
         if when == "before" and passes == occurrence:
             os.kill(os.getpid(), signal.SIGKILL)
