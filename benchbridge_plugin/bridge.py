@@ -150,9 +150,12 @@ class BenchmarkPredictivePerformanceBridge:
         with self._at_work() as parts:
             return self._run(parts, request, _LEASE_PATIENCE_S, progress=progress, stopping=stopping, started=started)
 
-    def adopt(self) -> RunSummary:
-        """Record as delivered what the predictive API already has, without sending anything: for a ledger that was lost. Raises as `sync` does."""
-        return self.sync(SyncRequest(adopt=True))
+    def adopt(self, *, assume_absent: bool = False) -> RunSummary:
+        """Record as delivered what the predictive API already has, without sending anything: for a ledger that was lost. Raises as `sync` does.
+
+        Of what the API cannot say, `unknown` in the summary counts the results; with `assume_absent` the next sync sends them.
+        """
+        return self.sync(SyncRequest(adopt=True, assume_absent=assume_absent))
 
     def start_sync(self, request: SyncRequest) -> tuple[int, bool]:
         """Start a run in the background. Returns its number, and whether that is a run that was under way already (it is joined, not doubled)."""

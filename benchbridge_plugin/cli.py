@@ -270,9 +270,10 @@ def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> 
 
 
 @bridge.command(short_help="Rebuild a lost ledger from the predictive API.")
+@click.option("--assume-absent", is_flag=True, help="What the API cannot say counts as not there; the next sync sends it.")
 @_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
 @click.pass_context
-def adopt(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
+def adopt(ctx: click.Context, /, assume_absent: bool, as_json: bool, **given: Any) -> None:
     """Record as delivered what the predictive API already has of the benchmark database. Sends nothing.
 
     For a ledger that was lost or deleted, so that nothing is sent twice. A sync with a new ledger does it by itself where the API would store twice.
@@ -285,12 +286,12 @@ def adopt(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
 
         bridge.require_source()
         with progress_shown(sys.stderr) as progress:
-            summary = bridge.sync(SyncRequest(kind="cli", adopt=True), progress=progress, stopping=stopping)
+            summary = bridge.sync(SyncRequest(kind="cli", adopt=True, assume_absent=assume_absent), progress=progress, stopping=stopping)
         if as_json:
             click.echo(json.dumps(_as_json(summary), indent=2))
         else:
             _print_summary(summary, bridge)
-    ctx.exit(_exit_code(summary, False) or int(bool(summary.unknown)))
+    ctx.exit(_exit_code(summary, False) or int(bool(summary.unknown) and not assume_absent))
 
 
 @bridge.command(short_help="Make waiting results due now.")

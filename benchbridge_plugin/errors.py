@@ -13,7 +13,8 @@
      |    `-- SourceLayoutError     it has no results in a layout that can be read by column role
      `-- SinkError                  the predictive API cannot be used at all                        exit 4
           |-- SinkUnreachable       no connection, no answer, or it is plainly down
-          `-- SinkDenied            it refuses the API key
+          |-- SinkDenied            it refuses the API key
+          `-- SinkUnclear           it cannot say what it already has
 
 An error is data: `code` is stable and for machines, `message` says what happened and where, `guidance` says what to do, and `fields` carry the
 parts. The web turns it into a problem document and the command line into two lines; neither shows a stack trace. What becomes of a *single*
@@ -104,6 +105,10 @@ class SinkUnreachable(SinkError):
 
 class SinkDenied(SinkError):
     code = "predictive_api_denied"
+
+
+class SinkUnclear(SinkError):
+    code = "predictive_api_unclear"
 
 
 def exit_code_of(code: str) -> int:

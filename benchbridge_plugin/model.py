@@ -185,6 +185,7 @@ class SyncRequest:
     limit: int | None = None  # results handed to the sink at most; 0 is no limit
     dry_run: bool = False
     adopt: bool = False  # send nothing; record as delivered what the sink already has
+    assume_absent: bool = False  # with `adopt`: what the sink cannot say counts as not there
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, field, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchbridge_plugin.clocks import elapsed_s
 from benchbridge_plugin.comparison import Plan, compare
-from benchbridge_plugin.errors import BridgeError, LedgerError
-from benchbridge_plugin.ledger import Holder, Lease, Ledger, elapsed_s
+from benchbridge_plugin.errors import BridgeError, LedgerError, SinkUnclear
+from benchbridge_plugin.ledger import Holder, Lease, Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import (
     GIVEN_UP,
@@ -213,8 +214,8 @@ class SyncEngine:
         profile = sink.profile()
         self._ledger.deliveries.abandoned(holder, source_id)
         self._settle(holder, source_id, sink, profile, tally, beat, patient=True)
-        if request.adopt or self._may_be_there(source_id, sink, profile):
-            self._adopt(holder, source_id, sink, profile, tally, progress, beat)
+        if request.adopt or self._may_be_there(holder, source_id, sink, profile):
+            self._adopt(holder, source_id, request, sink, profile, tally, progress, beat)
             if request.adopt:
                 return
         plan = self._compare(source_id, request, progress, wait=True, beat=beat)
@@ -328,13 +329,17 @@ class SyncEngine:
         self,
         holder: Holder,
         source_id: int,
+        request: SyncRequest,
         sink: Sink,
         profile: SinkProfile,
         tally: _Tally,
         progress: Callable[[Progress], object],
         beat: _Heartbeat,
     ) -> None:
-        """Record as delivered what the sink has and the ledger does not know, of all results, whatever look-back and model this run is about."""
+        """Record as delivered what the sink has and the ledger does not know, of all results, whatever look-back and model this run is about.
+
+        Until that has been done to its end nothing new is sent. Raises SinkUnclear when it has to be done and the sink cannot say it all.
+        """
         everything = SyncRequest(days=0)
         plan = self._compare(source_id, everything, progress, wait=True, beat=beat)
         self._record(holder, source_id, plan)
@@ -349,6 +354,15 @@ class SyncEngine:
         )
         if tally.adopted:
             _logger.info("%d results were at the predictive API already", tally.adopted)
+        if beat.stopping():
+            return
+        if not tally.unknown or request.assume_absent:
+            self._ledger.deliveries.mark_adopted(holder, source_id)
+        elif not request.adopt:
+            raise SinkUnclear(
+                f"{sink.name} cannot say of {tally.unknown} results whether it has them already, and this ledger is new. Nothing was sent.",
+                guidance="Make its listing work (one NaN in it breaks it), or, if it cannot have them: benchbridge adopt --assume-absent.",
+            )
 
     def _give_up(self, receipt: Receipt, attempts: Sequence[int]) -> Receipt:
         """The receipt in which a row that failed as often as is allowed ends as given up. What fails while the sink is down does not count."""
@@ -411,14 +425,17 @@ class SyncEngine:
     def _limit(self, request: SyncRequest) -> int:
         return self._policy.limit if request.limit is None else request.limit
 
-    def _may_be_there(self, source_id: int, sink: Sink, profile: SinkProfile) -> bool:
-        """Whether results of a source that this ledger knows nothing of may have been delivered under another one: it was lost, or it is a copy.
+    def _may_be_there(self, holder: Holder, source_id: int, sink: Sink, profile: SinkProfile) -> bool:
+        """Whether results that this ledger does not know may have been delivered under another one: it was lost, or it is a copy.
 
         A sink with idempotency is not asked: it answers a second sending with the first one's id.
         """
-        if "idempotency" in profile.capabilities or self._ledger.deliveries.has_rows(source_id):
+        if "idempotency" in profile.capabilities or self._ledger.deliveries.is_adopted(source_id):
             return False
-        return self._settler.may_hold_ours(sink)
+        if self._settler.may_hold_ours(sink):
+            return True
+        self._ledger.deliveries.mark_adopted(holder, source_id)
+        return False
 
     def _scope(self, request: SyncRequest) -> str:
         return f"days={self._days(request)}"

@@ -361,3 +361,25 @@ def serve_full(directory: Path, *, api_key: str | None) -> Iterator[FullServer]:
     thread.join()
     listener.server_close()
     shutdown(app)
+
+
+@pytest.fixture
+def mapper_of() -> Iterator[Callable[..., Mapper]]:
+    """Makes mappers and closes them: `mapper_of(default_precision="fp32")`."""
+    made: list[Mapper] = []
+
+    def make(**rules: Any) -> Mapper:
+        made.append(Mapper(Rules(**{"source_name": "bench", **rules})))
+        return made[-1]
+
+    yield make
+    for mapper in made:
+        mapper.close()
+
+
+@pytest.fixture(scope="module")
+def mapper() -> Iterator[Mapper]:
+    """One for all tests of a module: it keeps nothing from one call to the next."""
+    made = Mapper(Rules("bench"))
+    yield made
+    made.close()

@@ -110,6 +110,54 @@ def test_an_interrupted_adoption_is_gone_on_with(world: World, server: BaseContr
     assert (world.states(), len(server.rows)) == ({"delivered": 3}, 3)
 
 
+def test_an_adoption_that_was_cut_short_is_done_to_the_end_before_anything_is_sent(
+    world: World, server: BaseContractServer, http_sink: MakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it is in the new ledger, and the ledger does not take that for all."""
+    monkeypatch.setattr("benchbridge_plugin.settling._PAGE", 2)
+    fill(world, 7)
+    sink = http_sink(server.url)
+    world.sync(sink)
+    lose_ledger(world)
+    acknowledge = world.ledger.deliveries.acknowledge
+    passes = 0
+
+    def die_at_the_second(*arguments: Any, **options: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 2:
+            raise KeyboardInterrupt
+        acknowledge(*arguments, **options)
+
+    world.ledger.deliveries.acknowledge = die_at_the_second  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        world.sync(sink)
+    world.ledger.deliveries.acknowledge = acknowledge  # type: ignore[method-assign]
+    summary = world.sync(sink)
+    assert (summary.settled, summary.adopted, summary.synced) == (2, 3, 0)
+    assert (world.states(), len(server.rows)) == ({"delivered": 7}, 7)
+
+
+def test_a_new_ledger_sends_nothing_while_the_api_cannot_say_what_it_has(
+    world: World, server: BaseContractServer, http_sink: MakeSink
+) -> None:
+    """Somebody's NaN hides the listing. When it is mended, or somebody decides, the sync goes on."""
+    fill(world, 3)
+    sink = http_sink(server.url)
+    world.sync(sink, limit=2)
+    lose_ledger(world)
+    server.store.insert(model_name="bert-base-uncased", throughput=float("nan"))
+    for _ in range(2):
+        summary = world.sync(sink)
+        assert (summary.error_code, summary.synced) == ("predictive_api_unclear", 0)
+        assert "adopt --assume-absent" in summary.guidance
+    assert len(server.rows) == 3
+    assert world.sync(sink, adopt=True).unknown == 3
+    assert world.sync(sink, adopt=True, assume_absent=True).unknown == 3
+    assert world.sync(sink).error_code is None
+    assert len(server.rows) == 6, "that was the decision"
+
+
 # -- without keys in the listing ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchbridge_plugin.clocks import elapsed_s, kernel_clock
 from benchbridge_plugin.errors import LeaseBusy
 from benchbridge_plugin.ledger import Ledger
-from benchbridge_plugin.ledger.steady import elapsed_s, kernel_clock
 from benchbridge_plugin.model import Fate, Outcome
 from tests.conftest import LEASE_S, Book, Clock, make_batch
 

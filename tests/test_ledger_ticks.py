@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,4 +118,4 @@ def test_a_run_of_nothing_is_a_request_all_the_same(ledger: Ledger, clock: Clock
     book = Book(ledger, clock)
     run = ledger.runs.get(book.source_id, book.holder.run_id)
     assert run is not None
-    assert run["request"] == {"kind": SyncRequest().kind, "model": None, "days": None, "limit": None, "dry_run": False, "adopt": False}
+    assert run["request"] == asdict(SyncRequest())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,32 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchbridge_plugin.mapping import HARDWARE_ALIASES, PRECISION_ALIASES, REASONS, SKIPS, Mapper, Rules
+from benchbridge_plugin.mapping import HARDWARE_ALIASES, PRECISION_ALIASES, REASONS, SKIPS, Mapper
 from benchbridge_plugin.model import BATCH_FIELDS, GIVEN_UP, Quality, SinkProfile, quality_names
 from tests.mapping_rows import FULL, MakeMapper, flags, judged, measured, one, rows, strict_json
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def mapper_of() -> Iterator[MakeMapper]:
-    made: list[Mapper] = []
-
-    def make(**rules: Any) -> Mapper:
-        made.append(Mapper(Rules(**{"source_name": "bench", **rules})))
-        return made[-1]
-
-    yield make
-    for mapper in made:
-        mapper.close()
-
-
-@pytest.fixture(scope="module")
-def mapper() -> Iterator[Mapper]:
-    """One for all tests: it keeps nothing from one call to the next."""
-    made = Mapper(Rules("bench"))
-    yield made
-    made.close()
 
 
 # -- names ----------------------------------------------------------------------------------------------------------------------------------

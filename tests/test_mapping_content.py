@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -12,33 +11,11 @@ import pyarrow as pa
 import pytest
 
 from benchbridge_plugin.layout import ROLES
-from benchbridge_plugin.mapping import Mapper, Rules
+from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import KEY_NAMESPACE
 from benchbridge_plugin.source import BenchmarkSource
 from tests.kit.layouts import BenchmarkDatabase
 from tests.mapping_rows import FULL, RESULT, SCHEMA, MakeMapper, judged, measured, one
-
-
-@pytest.fixture
-def mapper_of() -> Iterator[MakeMapper]:
-    made: list[Mapper] = []
-
-    def make(**rules: Any) -> Mapper:
-        made.append(Mapper(Rules(**{"source_name": "bench", **rules})))
-        return made[-1]
-
-    yield make
-    for mapper in made:
-        mapper.close()
-
-
-@pytest.fixture(scope="module")
-def mapper() -> Iterator[Mapper]:
-    """One for all tests: it keeps nothing from one call to the next."""
-    made = Mapper(Rules("bench"))
-    yield made
-    made.close()
-
 
 # -- content and keys -----------------------------------------------------------------------------------------------------------------------
 

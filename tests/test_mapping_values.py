@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,28 +15,6 @@ from benchbridge_plugin.layout import ROLES
 from benchbridge_plugin.mapping import REASONS, SKIPS, Mapper, Rules
 from benchbridge_plugin.model import BATCH_FIELDS, Quality, SinkProfile
 from tests.mapping_rows import FULL, MakeMapper, flags, judged, measured, one, rows, strict_json
-
-
-@pytest.fixture
-def mapper_of() -> Iterator[MakeMapper]:
-    made: list[Mapper] = []
-
-    def make(**rules: Any) -> Mapper:
-        made.append(Mapper(Rules(**{"source_name": "bench", **rules})))
-        return made[-1]
-
-    yield make
-    for mapper in made:
-        mapper.close()
-
-
-@pytest.fixture(scope="module")
-def mapper() -> Iterator[Mapper]:
-    """One for all tests: it keeps nothing from one call to the next."""
-    made = Mapper(Rules("bench"))
-    yield made
-    made.close()
-
 
 # -- figures --------------------------------------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from benchbridge_plugin.clocks import kernel_clock
 from benchbridge_plugin.ledger.accounts import Accounts, Page
 from benchbridge_plugin.ledger.deliveries import Comparison, Deliveries, Holder
 from benchbridge_plugin.ledger.leases import Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.runs import Runs, Schedule
-from benchbridge_plugin.ledger.steady import Steady, elapsed_s, kernel_clock
+from benchbridge_plugin.ledger.steady import Steady
 from benchbridge_plugin.ledger.store import Store
 
-__all__ = ["Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule", "elapsed_s"]
+__all__ = ["Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule"]
 
 
 class Ledger:

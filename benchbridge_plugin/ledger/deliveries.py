@@ -383,6 +383,16 @@ class Deliveries:
             )
         self._reasons.remember(reason_ids)
 
+    def is_adopted(self, source_id: int) -> bool:
+        """Whether the sink was asked, to the end, what it had of this source before this ledger."""
+        with self._store.reading() as connection:
+            return bool(connection.execute(select(sources.c.adopted).where(sources.c.source_id == source_id)).scalar_one())
+
+    def mark_adopted(self, holder: Holder, source_id: int) -> None:
+        with self._store.writing() as connection:
+            self._leases.renew(connection, holder.lease, holder.duration_s)
+            connection.execute(update(sources).where(sources.c.source_id == source_id).values(adopted=True))
+
     def ids_taken(self, measurement_ids: Sequence[str]) -> frozenset[str]:
         """Those of the sink's ids that some delivered result has, of whatever source."""
         statement = select(deliveries.c.measurement_id).where(deliveries.c.measurement_id.in_(bindparam("ids", expanding=True)))

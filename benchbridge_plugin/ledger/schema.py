@@ -44,6 +44,7 @@ sources = Table(
     Column("total", BigInteger, nullable=False, server_default="0"),
     Column("untouched", BigInteger, nullable=False, server_default="0"),
     Column("skipped", Text, nullable=False, server_default="{}"),
+    Column("adopted", Boolean, nullable=False, server_default=text("false")),  # the sink was asked what it already had
     # The schedule, one for all processes.
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     Column("interval_minutes", Double),

@@ -9,9 +9,7 @@ are still to come move along. The two clocks of one running kernel are the same 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sqlalchemy import Connection, select, update
 
@@ -24,24 +22,6 @@ _logger = logging.getLogger(__name__)
 _NAME = "clock"
 _SMALLEST_JUMP_S = 5.0
 _OPEN = [int(State.PENDING), int(State.SENDING), int(State.RETRYING)]
-
-
-def kernel_clock() -> tuple[str, float] | None:
-    """Which kernel runs, and the seconds since it booted, sleep included: the same for all its processes. None where there is no such clock."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        namespace = Path("/proc/self/ns/time").readlink().name  # a container may count from elsewhere
-        return f"{boot}/{namespace}", time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, AttributeError):
-        return None
-
-
-def elapsed_s() -> float:
-    """Seconds on a clock that never jumps and goes on while the machine sleeps, where there is one."""
-    try:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, AttributeError):
-        return time.monotonic()
 
 
 class Steady:

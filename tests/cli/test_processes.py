@@ -26,6 +26,18 @@ pytestmark = pytest.mark.e2e
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
+class Gate:
+    """For `when=`: no fault, but the request waits until the test opens the gate."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, body: object) -> bool:
+        self.reached.set()
+        self.open.wait(20)
+        return False
+
+
 @contextmanager
 def started(*words: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """`benchbridge <words>` in the current directory; killed at the end if it still runs."""
@@ -47,19 +59,13 @@ def started(*words: object, **environment: str) -> Iterator[subprocess.Popen[str
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_sync_that_is_asked_to_stop_ends_cleanly(run: Run, to_api: list[str], api: BaseContractServer, number: signal.Signals) -> None:
     """Exit code 1, a sentence, what was sent is acknowledged, the rest is pending, and the next sync goes on."""
-    gate, at_it = threading.Event(), threading.Event()
-
-    def slow(body: object) -> bool:
-        at_it.set()
-        gate.wait(20)
-        return False
-
+    gate = Gate()
     api.faults.skip(3)
-    api.faults.add(Fault.ERROR_500, None, when=slow)
+    api.faults.add(Fault.ERROR_500, None, when=gate)
     with started("sync", *to_api) as process:
-        assert at_it.wait(20)
+        assert gate.reached.wait(20)
         process.send_signal(number)
-        gate.set()
+        gate.open.set()
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1, err
     assert "Stopped as asked" in out
@@ -75,21 +81,15 @@ def test_a_sync_that_is_asked_to_stop_ends_cleanly(run: Run, to_api: list[str], 
 
 def test_a_second_ctrl_c_ends_it_at_once(to_api: list[str], api: BaseContractServer) -> None:
     """An API that hangs cannot hold the user."""
-    gate, at_it = threading.Event(), threading.Event()
-
-    def hang(body: object) -> bool:
-        at_it.set()
-        gate.wait(20)
-        return False
-
-    api.faults.add(Fault.ERROR_500, None, when=hang)
+    gate = Gate()
+    api.faults.add(Fault.ERROR_500, None, when=gate)
     with started("sync", *to_api) as process:
-        assert at_it.wait(20)
+        assert gate.reached.wait(20)
         process.send_signal(signal.SIGINT)
         threading.Event().wait(0.5)  # two signals of one kind that come together are one
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
-        gate.set()
+        gate.open.set()
     assert process.returncode == 1
     assert "Aborted!" in err
     assert "Traceback" not in err
@@ -195,19 +195,13 @@ def test_a_process_that_was_frozen_past_its_lease_has_lost_it(
     """Another takes over and finishes; the first one, awake again, sends nothing more, writes nothing and says why."""
     for name, value in {"LEASE_S": "4.5", "REQUEST_TIMEOUT_S": "1", "SETTLE_AFTER_S": "0.3"}.items():
         monkeypatch.setenv(f"BENCHBRIDGE_{name}", value)
-    gate, at_it = threading.Event(), threading.Event()
-
-    def slow(body: object) -> bool:
-        at_it.set()
-        gate.wait(20)
-        return False
-
+    gate = Gate()
     api.faults.skip(3)
-    api.faults.add(Fault.ERROR_500, None, when=slow)
+    api.faults.add(Fault.ERROR_500, None, when=gate)
     with started("sync", *to_api) as frozen:
-        assert at_it.wait(20)
+        assert gate.reached.wait(20)
         frozen.send_signal(signal.SIGSTOP)
-        gate.set()
+        gate.open.set()
         deadline = time.monotonic() + 30
         while (done := run("sync", *to_api)).code == 1 and time.monotonic() < deadline:
             assert "Another sync" in done.err

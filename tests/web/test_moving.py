@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_sync_can_be_waited_for(host: Host) -> None:
     answer = post(host, "/sync", wait=True, limit=5, model="bert-base-uncased", days=0)
     assert answer.status_code == 200
     assert answer.json["state"] == "succeeded"
-    assert answer.json["request"] == {"kind": "http", "model": "bert-base-uncased", "days": 0, "limit": 5, "dry_run": False, "adopt": False}
+    assert answer.json["request"] == asdict(SyncRequest(kind="http", model="bert-base-uncased", days=0, limit=5))
     assert answer.json["joined"] is False
 
 
