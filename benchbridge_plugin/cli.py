@@ -25,7 +25,7 @@ from benchbridge_plugin.errors import BridgeError, ConfigError
 if TYPE_CHECKING:
     from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
     from benchbridge_plugin.config import BridgeConfig
-    from benchbridge_plugin.model import RunSummary
+    from benchbridge_plugin.model import RunSummary, SyncRequest
 
 _JSON = "benchbridge_plugin.cli.json"  # in click's context: whether the call asked for JSON
 _STATES = ("pending", "in_doubt", "delivered", "retrying", "rejected", "superseded", "withdrawn")
@@ -131,17 +131,7 @@ def sync(
     if everything and limit is not None:
         raise click.UsageError("--all and --limit contradict each other: give one of them.")
     request = SyncRequest(kind="cli", model=model, days=days, limit=0 if everything else limit, dry_run=dry_run)
-    with _bridge(ctx, given, leave_no_ledger=dry_run) as bridge, _stoppable() as stopping:
-        from benchbridge_plugin.console import progress_shown
-
-        bridge.require_source()
-        with progress_shown(sys.stderr) as progress:
-            summary = bridge.sync(request, progress=progress, stopping=stopping)
-        if as_json:
-            click.echo(json.dumps(_as_json(summary), indent=2))
-        else:
-            _print_summary(summary, bridge)
-    ctx.exit(_exit_code(summary, strict))
+    ctx.exit(_exit_code(_carry_out(ctx, given, request, as_json), strict))
 
 
 @bridge.command(short_help="Show where every result is.")
@@ -281,16 +271,7 @@ def adopt(ctx: click.Context, /, assume_absent: bool, as_json: bool, **given: An
     """
     from benchbridge_plugin.model import SyncRequest
 
-    with _bridge(ctx, given) as bridge, _stoppable() as stopping:
-        from benchbridge_plugin.console import progress_shown
-
-        bridge.require_source()
-        with progress_shown(sys.stderr) as progress:
-            summary = bridge.sync(SyncRequest(kind="cli", adopt=True, assume_absent=assume_absent), progress=progress, stopping=stopping)
-        if as_json:
-            click.echo(json.dumps(_as_json(summary), indent=2))
-        else:
-            _print_summary(summary, bridge)
+    summary = _carry_out(ctx, given, SyncRequest(kind="cli", adopt=True, assume_absent=assume_absent), as_json)
     ctx.exit(_exit_code(summary, False) or int(bool(summary.unknown) and not assume_absent))
 
 
@@ -476,6 +457,21 @@ def _stoppable() -> Iterator[_Stop]:
         for number, handler in before.items():
             signal.signal(number, handler)
         stop.close()
+
+
+def _carry_out(ctx: click.Context, given: dict[str, Any], request: SyncRequest, as_json: bool) -> RunSummary:
+    """One run with its progress on standard error and its end on standard output."""
+    from benchbridge_plugin.console import progress_shown
+
+    with _bridge(ctx, given, leave_no_ledger=request.dry_run) as bridge, _stoppable() as stopping:
+        bridge.require_source()
+        with progress_shown(sys.stderr) as progress:
+            summary = bridge.sync(request, progress=progress, stopping=stopping)
+        if as_json:
+            click.echo(json.dumps(_as_json(summary), indent=2))
+        else:
+            _print_summary(summary, bridge)
+    return summary
 
 
 def _print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBridge) -> None:

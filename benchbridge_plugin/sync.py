@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,12 +20,11 @@ import pyarrow.compute as pc
 from benchbridge_plugin.clocks import elapsed_s
 from benchbridge_plugin.comparison import Plan, compare
 from benchbridge_plugin.errors import BridgeError, LedgerError, SinkUnclear
+from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Holder, Lease, Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import (
-    GIVEN_UP,
     Accounting,
-    Doubt,
     Fate,
     Outcome,
     Progress,
@@ -36,14 +34,14 @@ from benchbridge_plugin.model import (
     SyncRequest,
     quality_names,
 )
-from benchbridge_plugin.settling import Settled, Settler, given_up
+from benchbridge_plugin.settling import Settler, given_up
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
+from benchbridge_plugin.tally import Reporter, Tally
 
 _logger = logging.getLogger(__name__)
 
 _READ_ROWS = 5_000
-_PROGRESS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,47 +56,6 @@ class Policy:
     max_attempts: int = 10  # 0: never give up
     settle_after_s: float = 5.0
     lease_s: float = 60.0
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What a run has done so far."""
-
-    synced: int = 0
-    rejected: int = 0
-    failed: int = 0
-    settled: int = 0  # doubts of earlier runs
-    adopted: int = 0
-    unknown: int = 0  # about which the sink could not say whether it has them
-    doubts: dict[tuple[str, bytes], str] = field(default_factory=dict)  # of this run, with the reason code of each; counted in `failed`
-    reasons: Counter[str] = field(default_factory=Counter)
-    quality: Counter[str] = field(default_factory=Counter)
-
-    def settle(self, ended: Settled) -> None:
-        """Doubts have ended. One of this run that turns out to be stored was synced after all."""
-        for doubt in ended.absent:
-            self.settled += self.doubts.pop((doubt.result_id, doubt.content_hash), None) is None
-        for doubt in ended.stored:
-            if self._was_of_this_run(doubt):
-                self.synced += 1
-            else:
-                self.settled += 1
-        for doubt in ended.given_up:
-            self.settled += not self._was_of_this_run(doubt)
-            self.rejected += 1
-            self.reasons[GIVEN_UP] += 1
-
-    def _was_of_this_run(self, doubt: Doubt) -> bool:
-        """Take the doubt out of this run's figures, if it was there."""
-        code = self.doubts.pop((doubt.result_id, doubt.content_hash), None)
-        if code is not None:
-            self.failed -= 1
-            self.reasons[code] -= 1
-        return code is not None
-
-    @property
-    def considered(self) -> int:
-        return self.synced + self.rejected + self.failed
 
 
 class SyncEngine:
@@ -174,10 +131,10 @@ class SyncEngine:
             assert summary.run_id is not None
             started(summary.run_id)
             _logger.info("sync run %d started", summary.run_id, extra={"kind": request.kind})
-            tally = _Tally()
+            tally = Tally()
             self._source.forget_holds()
             holder = Holder(lease, self._policy.lease_s, summary.run_id)
-            beat = _Heartbeat(self._ledger, holder, self._clock, stopping)
+            beat = Heartbeat(self._ledger, holder, self._clock, stopping)
             try:
                 self._move(holder, source_id, request, tally, progress, beat)
                 beat.check()
@@ -204,9 +161,9 @@ class SyncEngine:
         holder: Holder,
         source_id: int,
         request: SyncRequest,
-        tally: _Tally,
+        tally: Tally,
         progress: Callable[[Progress], object],
-        beat: _Heartbeat,
+        beat: Heartbeat,
     ) -> None:
         if self._nothing_new(source_id, request):
             return
@@ -220,7 +177,7 @@ class SyncEngine:
                 return
         plan = self._compare(source_id, request, progress, wait=True, beat=beat)
         self._record(holder, source_id, plan)
-        shown = _Reporter(self._ledger, holder, progress, self._clock, len(plan.candidates), tally)
+        shown = Reporter(self._ledger, holder, progress, self._clock, len(plan.candidates), tally)
         try:
             self._send_all(holder, source_id, request, plan, sink, profile, tally, shown, beat)
         finally:
@@ -236,9 +193,9 @@ class SyncEngine:
         plan: Plan,
         sink: Sink,
         profile: SinkProfile,
-        tally: _Tally,
-        shown: _Reporter,
-        beat: _Heartbeat,
+        tally: Tally,
+        shown: Reporter,
+        beat: Heartbeat,
     ) -> None:
         """Batch by batch, until nothing is left, the limit of sent results is reached, or the sink is down. Rejections do not use up the limit."""
         limit = self._limit(request)
@@ -258,7 +215,7 @@ class SyncEngine:
                 sent += self._send(holder, source_id, batch, sink, tally, beat)
                 shown.show()
 
-    def _send(self, holder: Holder, source_id: int, batch: pa.Table, sink: Sink, tally: _Tally, beat: _Heartbeat) -> int:
+    def _send(self, holder: Holder, source_id: int, batch: pa.Table, sink: Sink, tally: Tally, beat: Heartbeat) -> int:
         """Claim, send, acknowledge one batch. Returns how many results were handed to the sink."""
         self._ledger.deliveries.claim(holder, source_id, batch, batch.column("is_new").to_pylist())
         for code in batch.column("reason_code").drop_null().to_pylist():
@@ -321,7 +278,7 @@ class SyncEngine:
         return ordered.append_column("is_new", kept.column("is_new")).append_column("attempts", kept.column("attempts"))
 
     def _settle(
-        self, holder: Holder, source_id: int, sink: Sink, profile: SinkProfile, tally: _Tally, beat: _Heartbeat, *, patient: bool
+        self, holder: Holder, source_id: int, sink: Sink, profile: SinkProfile, tally: Tally, beat: Heartbeat, *, patient: bool
     ) -> None:
         self._settler.settle(holder, source_id, sink, profile, patient=patient, stopping=beat.stopping, settled=tally.settle)
 
@@ -332,9 +289,9 @@ class SyncEngine:
         request: SyncRequest,
         sink: Sink,
         profile: SinkProfile,
-        tally: _Tally,
+        tally: Tally,
         progress: Callable[[Progress], object],
-        beat: _Heartbeat,
+        beat: Heartbeat,
     ) -> None:
         """Record as delivered what the sink has and the ledger does not know, of all results, whatever look-back and model this run is about.
 
@@ -388,7 +345,7 @@ class SyncEngine:
         return self._ledger.accounts.accounting(source_id).pending == 0 and not self._ledger.accounts.waiting(source_id, self._ledger.now())
 
     def _compare(
-        self, source_id: int, request: SyncRequest, progress: Callable[[Progress], object], *, wait: bool, beat: _Heartbeat | None = None
+        self, source_id: int, request: SyncRequest, progress: Callable[[Progress], object], *, wait: bool, beat: Heartbeat | None = None
     ) -> Plan:
         days = self._days(request)
 
@@ -445,7 +402,7 @@ class SyncEngine:
     def _dry_run(self, request: SyncRequest, progress: Callable[[Progress], object]) -> RunSummary:
         began = self._ledger.now()
         source_id = self.source_id
-        tally = _Tally()
+        tally = Tally()
         plan = self._compare(source_id, request, progress, wait=True)
         limit = self._limit(request)
         profile = self._sink().profile()
@@ -481,93 +438,14 @@ class SyncEngine:
             request=asdict(request),
         )
 
-    def _summarise(self, summary: RunSummary, tally: _Tally, *, state: str, error: BridgeError | None = None) -> RunSummary:
+    def _summarise(self, summary: RunSummary, tally: Tally, *, state: str, error: BridgeError | None = None) -> RunSummary:
         skipped: dict[str, int] = {}
         with suppress(LedgerError):
             skipped = dict(self._ledger.accounts.accounting(self.source_id).skipped_by_reason)
-        counts = f"{tally.synced} synced, {tally.rejected} refused, {tally.failed} to be retried"
-        if tally.adopted or summary.request.get("adopt"):
-            counts = f"{tally.adopted} adopted, {counts}"
-        if tally.unknown:
-            counts += f"; the predictive API cannot say of {tally.unknown} whether it has them"
-        return replace(
-            summary,
-            state=state,
-            considered=tally.considered,
-            synced=tally.synced,
-            rejected=tally.rejected,
-            failed=tally.failed,
-            in_doubt=len(tally.doubts),
-            settled=tally.settled,
-            adopted=tally.adopted,
-            unknown=tally.unknown,
-            skipped=sum(skipped.values()),
-            reasons={**+tally.reasons, **skipped},
-            quality=dict(tally.quality),
-            held=self._source.holds(),
-            error_code=error.code if error else None,
-            message=f"{error.message} ({counts})" if error else f"{counts}.",
-            guidance=error.guidance if error else "",
-        )
+        return tally.summary(summary, state=state, skipped=skipped, held=self._source.holds(), error=error)
 
     def _release(self, lease: Lease) -> None:
         try:
             self._ledger.leases.release(lease)
         except LedgerError as error:  # the lease runs out by itself
             _logger.warning("the lease could not be given back: %s", error.message)
-
-
-class _Heartbeat:
-    """Keeps the lease alive while rows are on their way, and says when to stop: asked to, or because the lease is lost."""
-
-    def __init__(self, ledger: Ledger, holder: Holder, clock: Callable[[], float], asked: Callable[[], bool]) -> None:
-        self._ledger = ledger
-        self._holder = holder
-        self._clock = clock
-        self._asked = asked
-        self._renewed = clock()
-        self._error: LedgerError | None = None
-
-    def stopping(self) -> bool:
-        # Often: from one renewal to the next there may be one request that takes all of its time, and the lease must outlast that.
-        if self._error is None and self._clock() - self._renewed > self._holder.duration_s / 10:
-            try:
-                self._ledger.leases.prolong(self._holder.lease, self._holder.duration_s)
-                self._renewed = self._clock()
-            except LedgerError as error:  # not raised here: what was sent must still be acknowledged, if that can be done
-                self._error = error
-        return self._error is not None or self._asked()
-
-    def check(self) -> None:
-        """Raises what made it stop, if that was the ledger."""
-        if self._error is not None:
-            raise self._error
-
-
-class _Reporter:
-    """Shows how far a run is: to its caller at once, in the ledger twice a second."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        holder: Holder,
-        progress: Callable[[Progress], object],
-        clock: Callable[[], float],
-        planned: int,
-        tally: _Tally,
-    ) -> None:
-        self._ledger = ledger
-        self._holder = holder
-        self._progress = progress
-        self._clock = clock
-        self._planned = planned
-        self._tally = tally
-        self._written = clock()
-
-    def show(self, *, final: bool = False) -> None:
-        tally = self._tally
-        now = Progress("sending", tally.considered, self._planned, tally.synced, tally.rejected, tally.failed)
-        self._progress(now)
-        if not final and self._clock() - self._written >= _PROGRESS_EVERY_S:
-            self._written = self._clock()
-            self._ledger.runs.progress(self._holder, {**asdict(now), "considered": tally.considered})

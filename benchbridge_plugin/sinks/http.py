@@ -80,7 +80,7 @@ class HttpSink:
     # -- what it is ---------------------------------------------------------------------------------------------------------------------
 
     def profile(self) -> SinkProfile:
-        listed = self._exchange.call("GET", f"{_API}/measurements?limit=1")
+        listed = self._listed(1)
         # A 500 may come from one NaN that somebody posted, and then everything but the listing works.
         if not isinstance(listed, Reply) or listed.status not in (200, 500) or (listed.status == 200 and _rows_of(listed) is None):
             raise unusable(self.name, listed)
@@ -241,7 +241,7 @@ class HttpSink:
 
     def _answers(self) -> bool:
         """Whether the server answers at all, asked briefly: so that a server that fell silent is not waited for row by row."""
-        return isinstance(self._exchange.call("GET", f"{_API}/measurements?limit=1", timeout_s=_PROBE_S), Reply)
+        return isinstance(self._listed(1, timeout_s=_PROBE_S), Reply)
 
     def _end_of_task(self, answer: Reply | NoAnswer | NotSent) -> Mapping[str, Any] | Outcome | None:
         """The stored measurement (as far as the answer shows it), or why there is none; None for a task that has not ended."""
@@ -319,7 +319,7 @@ class HttpSink:
         limit = _FIRST_WINDOW
         full = -1  # rows in the window before, which was full
         while True:
-            answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({'model_name': model, 'limit': limit})}")
+            answer = self._listed(limit, model)
             rows = _rows_of(answer)
             if rows is None:
                 if not isinstance(answer, Reply) or answer.status in (401, 403):
@@ -339,8 +339,7 @@ class HttpSink:
     def _newest_that_works(self, model: str, broken: int) -> list[Mapping[str, Any]]:
         limit = broken // 2
         while limit:
-            answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({'model_name': model, 'limit': limit})}")
-            rows = _rows_of(answer)
+            rows = _rows_of(self._listed(limit, model))
             if rows is not None:
                 return rows
             limit //= 2
@@ -370,8 +369,13 @@ class HttpSink:
     def close(self) -> None:
         self._exchange.close()
 
-    def _list(self, limit: int, **filters: str) -> list[Mapping[str, Any]]:
-        answer = self._exchange.call("GET", f"{_API}/measurements?{urlencode({**filters, 'limit': limit})}")
+    def _listed(self, limit: int, model: str | None = None, *, timeout_s: float | None = None) -> Reply | NoAnswer | NotSent:
+        """The newest measurements, of all models or of one."""
+        query: dict[str, object] = {"limit": limit} if model is None else {"model_name": model, "limit": limit}
+        return self._exchange.call("GET", f"{_API}/measurements?{urlencode(query)}", timeout_s=timeout_s)
+
+    def _list(self, limit: int) -> list[Mapping[str, Any]]:
+        answer = self._listed(limit)
         rows = _rows_of(answer)
         if rows is None:
             raise unusable(self.name, answer)
