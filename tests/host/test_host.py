@@ -64,6 +64,22 @@ def test_every_reference_in_openapi_leads_somewhere(client: Client) -> None:
     assert named <= set(document.json["components"]["schemas"])
 
 
+def test_every_link_of_the_first_page_leads_somewhere(make_app: MakeApp) -> None:
+    """A plugin that answers to any path under its own has no page at its root."""
+
+    class Other:
+        @hookimpl
+        def unified_server_register_routes(self, app: Any) -> None:
+            app.add_url_rule("/other/page", view_func=lambda: "a page", endpoint="page")
+            for rule in ("/other", "/other/<path:path>"):
+                app.add_url_rule(rule, view_func=lambda path="": ("nothing here", 404), endpoint="nothing")
+
+    client = make_app({"other": Other()}).test_client()
+    links = re.findall('href="([^"]+)"', client.get("/").text)
+    assert "/other/page" in links
+    assert {link for link in links if client.get(link).status_code != 200} == set()
+
+
 def test_unknown_pages_outside_of_the_apis_are_plain_404s(client: Client) -> None:
     answer = client.get("/nothing")
     assert answer.status_code == 404

@@ -128,7 +128,9 @@ def _add_pages(app: Flask, host: PluginHost, settings: ServerConfig) -> None:
 
     @app.get("/")
     def index() -> str:
-        addresses = sorted({rule.rule for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ()) and not rule.arguments})
+        rules = [rule for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())]
+        not_pages = {"index", *(rule.endpoint for rule in rules if rule.arguments)}  # an answer to any path is no page at its root
+        addresses = sorted({rule.rule for rule in rules if rule.endpoint not in not_pages})
         links = "\n".join(f'<li><a href="{escape(address)}">{escape(address)}</a></li>' for address in addresses)
         plugins = escape(", ".join(host.names))
         return (
