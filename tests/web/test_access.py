@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import random
 import stat
 import subprocess
 import sys
@@ -29,6 +30,29 @@ def test_every_route_needs_the_key(lasting: Host, method: str, path: str) -> Non
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert "X-API-Key" in answer.json["guidance"]
         assert KEY not in answer.text
+
+
+def test_fifty_attempts_at_every_route_there_is(host: Host) -> None:
+    """Asked of the application itself, so that no new route is forgotten. Strangers get 401 every time and move nothing; the key never does."""
+    doors = [
+        (method, rule.rule.replace("<run_id>", "1").replace("<int:run_id>", "1").replace("<path:path>", "nothing/here"))
+        for rule in host.app.url_map.iter_rules()
+        if rule.rule.startswith("/api/bridge")
+        for method in sorted(rule.methods or ())
+    ]
+    assert {path.removeprefix("/api/bridge") for _, path in doors} >= {*READS, *WRITES, "/openapi.json"}
+    draws = random.Random(1)
+    wrong = [KEY[:-1], KEY + "x", KEY.upper(), KEY[::-1], f" {KEY[1:]}", *("".join(draws.choices(KEY, k=len(KEY))) for _ in range(45))]
+    assert len(wrong) == 50
+    assert KEY not in wrong
+    stranger, friend = host.stranger, host.client
+    for method, path in doors:
+        for key in wrong:
+            assert stranger.open(path, method=method).status_code == 401, (method, path)
+            assert stranger.open(path, method=method, headers={"X-API-Key": key}).status_code == 401, (method, path, key)
+    assert (friend.get("/api/bridge/runs").json["runs"], host.bridge.accounting()["delivered"]) == ([], 0)
+    for method, path in doors:
+        assert {friend.open(path, method=method).status_code for _ in range(50)}.isdisjoint({401, 403, 500}), (method, path)
 
 
 @pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"bearer   {KEY}"}])
