@@ -38,6 +38,7 @@ OUTCOMES: Mapping[Fault, tuple[Fate | None, bool]] = {
     Fault.GARBAGE_STORED: (Fate.IN_DOUBT, True),
     Fault.GARBAGE_LOST: (Fate.IN_DOUBT, False),
     Fault.SLOW_BYTES: (None, True),
+    Fault.REDIRECT: (Fate.FAILED, False),
 }
 
 
@@ -68,7 +69,7 @@ def send_one(sink: Any, receipt_of: Mapping[str, Any] | None = None) -> Receipt:
 
 def test_every_fault_of_the_kit_has_its_test() -> None:
     """A fault that the kit learns must get an outcome here."""
-    assert {*OUTCOMES, Fault.REDIRECT} == set(Fault)
+    assert set(OUTCOMES) == set(Fault)
 
 
 def test_a_forgotten_task_is_in_doubt_where_no_listing_can_tell(server: BaseContractServer, http_sink: MakeSink) -> None:
@@ -307,8 +308,10 @@ def test_a_redirect_is_not_followed_and_the_key_goes_nowhere(http_sink: MakeSink
         sink = http_sink(server.url, api_key="secret")
         sink.profile()
         server.faults.add(Fault.REDIRECT, None, status=status)
-        receipt = sink.send(make_batch({}, {}), stopping=go_on)
-        assert [receipt.exceptions[row].fate for row in (0, 1)] == [Fate.NOT_SENT] * 2
+        receipt = sink.send(make_batch(*[{}] * 7), stopping=go_on)
+        fate = Fate.IN_DOUBT if status == 303 else Fate.FAILED  # 303 is what a server answers that has acted
+        assert [receipt.exceptions[row].fate for row in range(7)] == [fate] * 5 + [Fate.NOT_SENT] * 2
+        assert {receipt.exceptions[row].code for row in range(5)} == {"redirected"}
         assert isinstance(receipt.stop, SinkUnreachable)
         assert elsewhere.url.removeprefix("http://").partition(":")[0] in str(receipt.stop)
         assert "private" not in str(receipt.stop)

@@ -100,7 +100,7 @@ def test_ids_of_any_type_are_kept_as_text(liar: Liar, http_sink: MakeSink) -> No
     assert list(receipt.measurement_ids) == ["12", None, "[1]", "x" * 500]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 307])
+@pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_bulk_route_that_does_not_take_the_batch_leaves_it_unsent(liar: Liar, http_sink: MakeSink, status: int) -> None:
     """Nothing was acted on, and nothing else would be."""
     liar.answers[BULK] = (status, {"detail": "no"})
@@ -109,6 +109,16 @@ def test_a_bulk_route_that_does_not_take_the_batch_leaves_it_unsent(liar: Liar, 
     receipt = sink.send(make_batch({}, {}), stopping=go_on)
     assert [receipt.exceptions[row].fate for row in (0, 1)] == [Fate.NOT_SENT] * 2
     assert isinstance(receipt.stop, SinkDenied if status in (401, 403) else SinkUnreachable)
+
+
+def test_a_bulk_route_that_redirects_ends_the_run_and_its_rows_are_sent_again(liar: Liar, http_sink: MakeSink) -> None:
+    """Each row with the reason, for the next batch may take another way."""
+    liar.answers[BULK] = (307, {"detail": "elsewhere"})
+    sink = http_sink(liar.url)
+    sink.profile()
+    receipt = sink.send(make_batch({}, {}), stopping=go_on)
+    assert [(outcome.fate, outcome.code) for outcome in receipt.exceptions.values()] == [(Fate.FAILED, "redirected")] * 2
+    assert isinstance(receipt.stop, SinkUnreachable)
 
 
 def test_a_bulk_refusal_of_the_whole_is_tried_row_by_row(liar: Liar, http_sink: MakeSink) -> None:

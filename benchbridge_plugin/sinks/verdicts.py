@@ -16,6 +16,10 @@ def judge(answer: Reply | NoAnswer | NotSent, harmless_again: bool) -> Outcome:
     if answer.status in (408, 425, 429):
         said = f"The predictive API asks to try later (HTTP {answer.status})."
         return Outcome(Fate.FAILED, "try_later", said, answer.retry_after_s)
+    if 300 <= answer.status < 400:
+        said = f"The predictive API redirects to {answer.location} (HTTP {answer.status}); redirects are not followed."
+        # 303 is what a server may answer after it has acted; the others say that the request belongs elsewhere.
+        return uncertain(harmless_again, "redirected", said) if answer.status == 303 else Outcome(Fate.FAILED, "redirected", said)
     if 400 <= answer.status < 500:
         return Outcome(Fate.REJECTED, "refused_by_api", f"The predictive API refuses it: {answer.sentence}"[:500])
     what = f"HTTP {answer.status}" if answer.status >= 500 else f"HTTP {answer.status} without a task id"
@@ -29,9 +33,7 @@ def uncertain(harmless_again: bool, code: str, reason: str, retry_after_s: float
 
 def never_taken(answer: Reply | NoAnswer | NotSent) -> bool:
     """Whether the request was certainly not acted on, and no other one would be."""
-    return isinstance(answer, NotSent) or (
-        isinstance(answer, Reply) and (answer.status in (401, 403, 404, 405) or 300 <= answer.status < 400)
-    )
+    return isinstance(answer, NotSent) or (isinstance(answer, Reply) and answer.status in (401, 403, 404, 405))
 
 
 def unusable(name: str, answer: Reply | NoAnswer | NotSent) -> SinkError:
