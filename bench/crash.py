@@ -26,9 +26,9 @@ def main() -> None:
     rows: list[list[object]] = []
     bad = 0
 
-    def note(point: str, verdict: Verdict) -> None:
+    def note(point: str, verdict: Verdict, asked: int) -> None:
         nonlocal bad
-        failed = verdict.lost or verdict.doubled or verdict.in_doubt or not verdict.balanced
+        failed = verdict.kills < asked or verdict.lost or verdict.doubled or verdict.in_doubt or not verdict.balanced
         bad += bool(failed)
         row = [verdict.sink, point, verdict.kills, verdict.results, verdict.lost, verdict.doubled, verdict.in_doubt, verdict.balanced]
         rows.append([*row, verdict.seconds])
@@ -38,11 +38,12 @@ def main() -> None:
         for point in POINTS if options.at_points else ():
             if sink in _ONLY.get(point, SINKS):
                 with tempfile.TemporaryDirectory() as directory:
-                    note(point, crash(sink, Path(directory), kills=options.at_points, point=point, seed=options.seed, plant=options.plant))
+                    verdict = crash(sink, Path(directory), kills=options.at_points, point=point, seed=options.seed, plant=options.plant)
+                    note(point, verdict, options.at_points)
         if options.kills:
             with tempfile.TemporaryDirectory() as directory:
                 share = -(-options.kills // len(sinks))
-                note("random", crash(sink, Path(directory), kills=share, seed=options.seed, plant=options.plant, batch=60))
+                note("random", crash(sink, Path(directory), kills=share, seed=options.seed, plant=options.plant, batch=60), share)
     print(table(["sink", "point", "kills", "results", "lost", "doubled", "in doubt", "balanced", "s"], rows))
     sys.exit(1 if bad else 0)
 

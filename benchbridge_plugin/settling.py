@@ -113,6 +113,8 @@ class Settler:
         them leaves doubts, which the sink is asked about.
         """
         new = plan.candidates.filter(plan.candidates.column("is_new"))
+        if len(new) and not stopping():
+            self._sleep(self._settle_after_s)  # whoever had the lost ledger may have died just now, with requests under way
         adopted = unknown = 0
         for start in range(0, len(new), _PAGE):
             if stopping():

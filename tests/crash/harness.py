@@ -103,6 +103,9 @@ def crash(
         while killed < kills and victims < kills * 6:
             victims += 1
             here = "claimed" if point == "settled" and victims % 2 else point  # a doubt has to be made before it can be settled
+            if point == "adopted" and victims % 2:  # the others go on with what is left of an adoption
+                for file in scene.directory.glob(f"{scene.ledger.name}*"):
+                    file.unlink()
             many = kind == "base" and here in ("before_request", "after_request")  # one for each result, and else one for each batch
             victim = context.Process(target=sync_and_die, args=(scene, here, draws.randint(1, 120 if many else 3)))
             victim.start()

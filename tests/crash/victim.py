@@ -34,6 +34,7 @@ POINTS: Mapping[str, tuple[type, str, str]] = {
     "acknowledging": (Deliveries, "acknowledge", "before"),
     "acknowledged": (Deliveries, "acknowledge", "after"),
     "settled": (Deliveries, "settle", "after"),
+    "adopted": (Deliveries, "acknowledge", "after"),  # with a new ledger every time: the last one was lost
 }
 
 
@@ -50,6 +51,10 @@ class Scene:
     @property
     def benchmark_db(self) -> Path:
         return self.directory / "benchmark_db.duckdb"
+
+    @property
+    def ledger(self) -> Path:
+        return self.directory / "benchmark_db.duckdb.bridge.sqlite"
 
     @property
     def store(self) -> Path:
