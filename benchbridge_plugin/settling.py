@@ -22,6 +22,7 @@ from benchbridge_plugin.source import BenchmarkSource
 
 _logger = logging.getLogger(__name__)
 _PAGE = 1_000
+_STEP_S = 0.2  # between two looks at whether to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Settler:
         while (doubts := self._ledger.deliveries.doubts(source_id, after=after, limit=_PAGE)) and not stopping():
             after = doubts[-1].result_id
             young = max((doubt.sent_at for doubt in doubts), default=0.0) + self._settle_after_s - self._ledger.now()
-            if patient and 0 < young <= self._settle_after_s:
-                self._sleep(young)
+            if patient and 0 < young <= self._settle_after_s and not self._wait(young, stopping):
+                return
             asked = self._with_fields(doubts, profile) if sink.compares_fields else doubts
             settlements = sink.settle(asked, taken=self._ledger.deliveries.ids_taken)
             ripe = self._ledger.now() - self._settle_after_s
@@ -113,8 +114,8 @@ class Settler:
         them leaves doubts, which the sink is asked about.
         """
         new = plan.candidates.filter(plan.candidates.column("is_new"))
-        if len(new) and not stopping():
-            self._sleep(self._settle_after_s)  # whoever had the lost ledger may have died just now, with requests under way
+        if len(new):  # whoever had the lost ledger may have died just now, with requests under way
+            self._wait(self._settle_after_s, stopping)
         adopted = unknown = 0
         for start in range(0, len(new), _PAGE):
             if stopping():
@@ -132,6 +133,13 @@ class Settler:
                 adopted += len(rows)
             progress(min(start + _PAGE, len(new)), len(new))
         return adopted, unknown
+
+    def _wait(self, seconds: float, stopping: Callable[[], bool]) -> bool:
+        """Wait, and go on asking `stopping`, which ends it and keeps the lease alive. Returns whether the time has passed."""
+        while seconds > 0 and not stopping():
+            self._sleep(min(seconds, _STEP_S))
+            seconds -= _STEP_S
+        return seconds <= 0
 
     def may_hold_ours(self, sink: Sink) -> bool:
         """Whether the sink can have measurements of this source although the ledger is new. One look at the listing, where that is enough to say no."""

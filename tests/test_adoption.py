@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Settlement
+from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Settlement, SyncRequest
 from benchbridge_plugin.sinks.matching import match
 from tests.conftest import Clock, FullServer, MakeSink, World, doubts_of, fill, make_batch
 from tests.kit.base_contract import RECORD, BaseContractServer, Fault
@@ -35,6 +35,45 @@ def test_a_new_ledger_takes_over_what_a_server_without_idempotency_has(
     assert world.states() == {"delivered": 8}
     assert len(server.rows) == server.requests[RECORD] == 8
     assert {row["measurement_id"] for row in world.rows()} == {str(row["id"]) for row in server.rows}
+
+
+def test_adopting_first_waits_for_requests_of_whoever_lost_the_ledger(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """They may be under way still: the process can have died a moment ago. The wait is longer than a lease, and keeps it."""
+    fill(world, 4)
+    sink = http_sink(server.url)
+    world.sync(sink, limit=3)
+    lose_ledger(world)
+    under_way = [server.store._rows.pop()]
+    sleep = clock.sleep
+
+    def arrive(seconds: float) -> None:
+        sleep(seconds)
+        if sum(clock.slept) > 290:
+            server.store._rows.extend(under_way)
+            under_way.clear()
+
+    clock.sleep = arrive  # type: ignore[method-assign]
+    summary = world.sync(sink, policy={"settle_after_s": 300.0})
+    assert (summary.adopted, summary.synced) == (3, 1)
+    assert len(server.rows) == 4
+
+
+def test_the_wait_before_adopting_ends_when_the_run_has_to_stop(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """However long `settle_after_s` is. Nothing was asked and nothing is sent."""
+    fill(world, 4)
+    sink = http_sink(server.url)
+    world.sync(sink, limit=3)
+    lose_ledger(world)
+    engine = world.engine(sink, settle_after_s=3600.0)
+    summary = engine.run(SyncRequest(), stopping=lambda: sum(clock.slept) >= 1.0)
+    assert summary.state == "stopped"
+    assert sum(clock.slept) < 2.0
+    assert (summary.adopted, summary.synced) == (0, 0)
+    assert world.sync(sink).adopted == 3
 
 
 def test_adopting_looks_at_everything_whatever_the_run_is_about(
