@@ -103,7 +103,7 @@ def _watch(options: argparse.Namespace, preload: bool) -> list[object]:
             server.wait(30)
             log.close()
         with BenchmarkPredictivePerformanceBridge(config=_settings(file)) as bridge:
-            runs = [run for run in bridge._parts().ledger.runs.history(1, limit=10_000) if run["kind"] in ("schedule", "start-up")]
+            runs = [run for run in bridge._workshop.parts().ledger.runs.history(1, limit=10_000) if run["kind"] in ("schedule", "start-up")]
         spans = sorted((float(str(run["started_at"])), float(str(run["finished_at"] or 0))) for run in runs)
         during = [start for start, _ in spans if began <= start <= ended]
         overlapping = sum(1 for one, two in itertools.pairwise(spans) if two[0] < one[1])

@@ -1,4 +1,4 @@
-"""The bridge: builds the parts from a configuration and offers what users ask of it, from Python, the web and the command line alike."""
+"""The bridge: what users ask of it, from Python, the web and the command line alike."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.config import BridgeConfig
-from benchbridge_plugin.ends import Ends, HostServices
+from benchbridge_plugin.ends import HostServices
 from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError
-from benchbridge_plugin.ledger import Holder, LeaseHolder, Ledger, Page, Schedule
-from benchbridge_plugin.mapping import Mapper, Rules
+from benchbridge_plugin.ledger import Holder, LeaseHolder, Page, Schedule
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest
+from benchbridge_plugin.parts import Parts, Workshop, lookback
 from benchbridge_plugin.process import identity
-from benchbridge_plugin.scheduler import SyncScheduler
-from benchbridge_plugin.sync import Policy, SyncEngine
 from benchbridge_plugin.verification import Verification, verify
 
 __all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices", "result_as_json"]
@@ -32,26 +29,7 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
-_LONGEST_LOOKBACK_DAYS = 100_000  # further back than any clock: the same as no limit
 _SQLITE = "sqlite:///"
-
-
-@dataclass(slots=True)
-class _Parts:
-    """Everything that has to do with the ledger. Like the ends, it belongs to one process: after a fork the child builds its own."""
-
-    process: int
-    mapper: Mapper
-    ledger: Ledger
-    engine: SyncEngine
-    source_id: int
-    scheduler: SyncScheduler
-    stopping: threading.Event = field(default_factory=threading.Event)
-    working: int = 0  # how many threads use them; guarded by the bridge's gate
-
-
-#: What a forked child has from its parent. It must neither use it nor let it be closed: SQLite would take the parent's file for abandoned.
-_inherited: list[object] = []
 
 
 class BenchmarkPredictivePerformanceBridge:
@@ -82,11 +60,8 @@ class BenchmarkPredictivePerformanceBridge:
             api_key=api_key,
             **settings,
         )
-        self._host = host or HostServices()
         self._now = now
-        self._gate = threading.Condition(threading.RLock())
-        self._seen: Ends | None = None
-        self._built: _Parts | None = None
+        self._workshop = Workshop(self.config, host or HostServices(), now, claim=self._claim_tick, cycle=self._cycle)
 
     # -- the documented Python interface ------------------------------------------------------------------------------------------------
 
@@ -115,7 +90,7 @@ class BenchmarkPredictivePerformanceBridge:
         SourceError is raised.
         """
         self.require_source(wait=False)
-        with self._at_work() as parts:
+        with self._workshop.at_work() as parts:
             note = ""
             try:
                 parts.engine.refresh()
@@ -147,7 +122,7 @@ class BenchmarkPredictivePerformanceBridge:
     ) -> RunSummary:
         """One run, in this thread. Raises ConfigError for a request that makes no sense, and what SyncEngine.run raises."""
         request = _checked(request)
-        with self._at_work() as parts:
+        with self._workshop.at_work() as parts:
             return self._run(parts, request, _LEASE_PATIENCE_S, progress=progress, stopping=stopping, started=started)
 
     def adopt(self, *, assume_absent: bool = False) -> RunSummary:
@@ -178,20 +153,20 @@ class BenchmarkPredictivePerformanceBridge:
 
     def cycle(self, kind: str) -> RunSummary | None:
         """One scheduled run with its report on disk. None when another process is syncing. Errors are logged, not raised."""
-        with self._at_work() as parts:
+        with self._workshop.at_work() as parts:
             return self._cycle(parts, kind)
 
     def retry(
         self, *, rejected: bool = False, model: str | None = None, result_ids: Sequence[str] | None = None, reason: str | None = None
     ) -> int:
         """Make waiting results due now; with `rejected`, bring refused ones back too. The next run sends them. Returns how many."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         return parts.ledger.deliveries.retry(parts.source_id, rejected=rejected, model=model, result_ids=result_ids, reason=reason)
 
     def verify(self, *, repair: bool = False, progress: Callable[[int], object] = lambda checked: None) -> Verification:
         """Compare ledger and sink. With `repair`, what is missing goes back to pending and is sent by the next run. Raises SinkError, LeaseBusy."""
-        with self._at_work() as parts:
-            found = verify(parts.ledger, parts.source_id, self._ends().sink(), progress=progress)
+        with self._workshop.at_work() as parts:
+            found = verify(parts.ledger, parts.source_id, self._workshop.ends().sink(), progress=progress)
             if not (repair and found.missing):
                 return found
             lease = parts.ledger.leases.acquire(self.config.resolved_source_name, identity(), self.config.lease_s)
@@ -205,38 +180,23 @@ class BenchmarkPredictivePerformanceBridge:
 
     def start(self) -> None:
         """Begin to serve in this process: open the ledger, and start the timer if `auto_sync_enabled`. Call it after any fork."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         if self.config.auto_sync_enabled:
             parts.scheduler.start(run_now=self.config.sync_on_startup)
 
     def stop(self) -> None:
         """Stop the timer and finish or abandon the batch in hand within `shutdown_timeout_s`. What was not sent stays pending."""
-        with self._gate:
-            ends, self._seen = self._seen, None
-            parts, self._built = self._built, None
-        if parts is not None and parts.process == os.getpid():
-            parts.stopping.set()
-            deadline = time.monotonic() + self.config.shutdown_timeout_s
-            in_time = parts.scheduler.stop(self.config.shutdown_timeout_s)
-            with self._gate:
-                in_time = self._gate.wait_for(lambda: not parts.working, max(deadline - time.monotonic(), 0.0)) and in_time
-            if not in_time:
-                _logger.warning("a sync did not end in time; what it had handed over is in doubt and will be asked for")
-                return  # its parts stay open under it; the process is about to end
-            parts.mapper.close()
-            parts.ledger.close()
-        if ends is not None and ends.process == os.getpid():
-            ends.close()
+        self._workshop.close(self.config.shutdown_timeout_s)
 
     # -- looking ------------------------------------------------------------------------------------------------------------------------
 
     def connections(self) -> dict[str, dict[str, object]]:
         """How source and sink are: `{"ok": bool | None, "name", "error", "guidance", ...}` each, within 2 s (None: no answer by then)."""
-        return self._ends().connections()
+        return self._workshop.ends().connections()
 
     def status(self) -> dict[str, Any]:
         """What /status shows. Bounded by 2 s for source and sink together; the ledger is read without waiting for writers."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         connections = self.connections()
         runs = self.runs(limit=1)
         holder = self.lease_holder()
@@ -256,17 +216,17 @@ class BenchmarkPredictivePerformanceBridge:
 
     def accounting(self) -> dict[str, Any]:
         """The accounting as the ledger has it, without looking at the source."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         accounting = parts.ledger.accounts.accounting(parts.source_id)
         return {**accounting.as_dict(), "compared_at": reports.iso(accounting.compared_at)}
 
     def runs(self, *, limit: int = 20, before: int | None = None) -> list[dict[str, Any]]:
         """The runs, newest first."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         return [self._shown(run) for run in parts.ledger.runs.history(parts.source_id, limit=limit, before=before)]
 
     def run(self, run_id: int) -> dict[str, Any] | None:
-        parts = self._parts()
+        parts = self._workshop.parts()
         found = parts.ledger.runs.get(parts.source_id, run_id)
         return None if found is None else self._shown(found)
 
@@ -280,21 +240,21 @@ class BenchmarkPredictivePerformanceBridge:
         cursor: str | None = None,
     ) -> Page:
         """Single results, a page at a time. Results that no run took up yet have no row and are not listed."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         return parts.ledger.accounts.results(parts.source_id, state=state, model=model, hardware=hardware, limit=limit, cursor=cursor)
 
     def schedule(self) -> dict[str, Any]:
-        parts = self._parts()
+        parts = self._workshop.parts()
         found = parts.ledger.runs.schedule(parts.source_id)
         return self._schedule_as_json(found)
 
     def set_schedule(self, *, paused: bool | None = None, interval_minutes: float | None = None) -> dict[str, Any]:
         """Pause, resume, or change the interval, for all processes."""
-        parts = self._parts()
+        parts = self._workshop.parts()
         return self._schedule_as_json(parts.ledger.runs.set_schedule(parts.source_id, paused=paused, interval_minutes=interval_minutes))
 
     def lease_holder(self) -> LeaseHolder | None:
-        return self._parts().ledger.leases.holder(self.config.resolved_source_name)
+        return self._workshop.parts().ledger.leases.holder(self.config.resolved_source_name)
 
     def health(self) -> dict[str, object]:
         """A few numbers for the host's /health: cheap, from the ledger alone."""
@@ -309,11 +269,11 @@ class BenchmarkPredictivePerformanceBridge:
 
     def source_roles(self) -> Mapping[str, str]:
         """Which column plays which role in the benchmark database: `{"latency_ms": "performance_results.average_latency_ms", ...}`."""
-        return self._ends().source.layout().roles
+        return self._workshop.ends().source.layout().roles
 
     def sink_profile(self) -> tuple[str, SinkProfile]:
         """The sink's name and what it takes, asked now. Raises SinkError."""
-        ends = self._ends()
+        ends = self._workshop.ends()
         profile = ends.sink().profile()
         return ends.sink_name, profile
 
@@ -326,9 +286,9 @@ class BenchmarkPredictivePerformanceBridge:
         if ledger is not None and ledger.exists():
             return
         if readable and ledger is not None:
-            self._ends().source.layout(wait=wait)
+            self._workshop.ends().source.layout(wait=wait)
         else:
-            self._ends().source.signature()
+            self._workshop.ends().source.signature()
 
     @property
     def ledger_path(self) -> Path | None:
@@ -343,75 +303,6 @@ class BenchmarkPredictivePerformanceBridge:
         return Path(f"{ledger}.key") if ledger is not None else Path(f"{self.config.benchmark_db_path}.bridge.key")
 
     # -- inside -------------------------------------------------------------------------------------------------------------------------
-
-    def _ends(self) -> Ends:
-        with self._gate:
-            if self._seen is not None and self._seen.process != os.getpid():
-                _inherited.append(self._seen)
-                self._seen = None
-            if self._seen is None:
-                self._seen = Ends(self.config, self._host)
-            return self._seen
-
-    def _parts(self) -> _Parts:
-        with self._gate:
-            if self._built is not None and self._built.process != os.getpid():
-                _inherited.append(self._built)
-                self._built = None
-            if self._built is None:
-                self._built = self._build(self._ends())
-            return self._built
-
-    @contextmanager
-    def _at_work(self) -> Iterator[_Parts]:
-        """The parts, which `stop` does not close before the end of this block."""
-        with self._gate:
-            parts = self._parts()
-            parts.working += 1
-        try:
-            yield parts
-        finally:
-            with self._gate:
-                parts.working -= 1
-                self._gate.notify_all()
-
-    def _build(self, ends: Ends) -> _Parts:
-        config = self.config
-        ledger = Ledger(config.resolved_ledger_url, now=self._now)
-        ledger.check()
-        mapper = Mapper(
-            Rules(
-                source_name=config.resolved_source_name,
-                source_timezone=config.source_timezone,
-                hardware_aliases=config.hardware_aliases,
-                precision_aliases=config.precision_aliases,
-                priority_models=config.high_priority_models,
-                default_sequence_length=config.default_sequence_length,
-                default_precision=config.default_precision,
-                default_batch_size=config.default_batch_size,
-                keyed=config.measurement_source == "keyed",
-            )
-        )
-        policy = Policy(
-            days=_lookback(config.sync_days_lookback),
-            limit=config.sync_limit,
-            batch_size=config.batch_size,
-            retry_base_s=config.retry_base_s,
-            retry_max_s=config.retry_max_s,
-            max_attempts=config.max_attempts,
-            settle_after_s=config.settle_after_s,
-            lease_s=config.lease_s,
-        )
-        engine = SyncEngine(
-            ends.source, mapper, ledger, ends.sink, source_name=config.resolved_source_name, owner=identity(), policy=policy
-        )
-        scheduler = SyncScheduler(
-            claim=lambda at_once: self._claim_tick(parts, at_once),
-            cycle=lambda kind: self._scheduled(parts, kind),
-            look_every_s=min(5.0, config.sync_interval_minutes * 60 / 4),
-        )
-        parts = _Parts(os.getpid(), mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
-        return parts
 
     def _answer(self, request: SyncRequest) -> dict[str, Any]:
         try:
@@ -443,7 +334,7 @@ class BenchmarkPredictivePerformanceBridge:
 
     def _run(
         self,
-        parts: _Parts,
+        parts: Parts,
         request: SyncRequest,
         patience_s: float,
         *,
@@ -467,7 +358,7 @@ class BenchmarkPredictivePerformanceBridge:
 
     def _run_in_background(self, request: SyncRequest, begun: Future[int]) -> None:
         try:
-            with self._at_work() as parts:
+            with self._workshop.at_work() as parts:
                 self._run(parts, request, _START_PATIENCE_S, started=begun.set_result)
                 self._write_report(parts)
         except Exception as error:  # the edge of a thread
@@ -476,20 +367,7 @@ class BenchmarkPredictivePerformanceBridge:
             else:
                 _logger.exception("a sync in the background failed")
 
-    def _scheduled(self, parts: _Parts, kind: str) -> None:
-        """A tick of the timer. One that comes while the bridge stops is dropped: it must not open everything again."""
-        with self._gate:
-            if parts.stopping.is_set():
-                return
-            parts.working += 1
-        try:
-            self._cycle(parts, kind)
-        finally:
-            with self._gate:
-                parts.working -= 1
-                self._gate.notify_all()
-
-    def _cycle(self, parts: _Parts, kind: str) -> RunSummary | None:
+    def _cycle(self, parts: Parts, kind: str) -> RunSummary | None:
         try:
             summary = self._run(parts, SyncRequest(kind=kind), _LEASE_PATIENCE_S)
         except LeaseBusy as error:
@@ -501,16 +379,14 @@ class BenchmarkPredictivePerformanceBridge:
         self._write_report(parts)
         return summary
 
-    def _write_report(self, parts: _Parts) -> None:
+    def _write_report(self, parts: Parts) -> None:
         try:
             built = reports.build(parts.ledger, parts.source_id, source_name=self.config.resolved_source_name)
             reports.write(built, Path(self.config.report_output_dir), keep=self.config.report_keep)
         except BridgeError as error:
             _logger.error("no report was written: %s", error)
 
-    def _claim_tick(self, parts: _Parts, at_once: bool) -> bool:
-        if parts.stopping.is_set():
-            return False
+    def _claim_tick(self, parts: Parts, at_once: bool) -> bool:
         interval_minutes = parts.ledger.runs.schedule(parts.source_id).interval_minutes or self.config.sync_interval_minutes
         return parts.ledger.runs.claim_tick(parts.source_id, interval_minutes * 60, at_once=at_once)
 
@@ -518,7 +394,7 @@ class BenchmarkPredictivePerformanceBridge:
         if run["state"] == "running":
             holder = self.lease_holder()
             if holder is None or holder.run_id != run["run_id"]:
-                parts = self._parts()
+                parts = self._workshop.parts()
                 # It may have ended since it was read: the end is recorded before the lease is given back.
                 run = parts.ledger.runs.get(parts.source_id, run["run_id"]) or run
                 if run["state"] == "running":
@@ -545,10 +421,6 @@ def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
     return {**shown, **{name: reports.iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
 
 
-def _lookback(days: int) -> int:
-    return days if days <= _LONGEST_LOOKBACK_DAYS else 0
-
-
 def _checked(request: SyncRequest) -> SyncRequest:
     """The request, or a ConfigError with a sentence. It may come from anybody's Python, and a wrong limit must not mean none."""
     for name in ("limit", "days"):
@@ -557,4 +429,4 @@ def _checked(request: SyncRequest) -> SyncRequest:
             raise ConfigError(f"{name} must be a whole number, 0 (no limit) or more, not {value!r}.", guidance="Correct it in the call.")
     if request.model is not None and (not isinstance(request.model, str) or not request.model):
         raise ConfigError(f"The model must be a name, not {request.model!r}.", guidance="Leave it out to take all models.")
-    return request if request.days is None else replace(request, days=_lookback(request.days))
+    return request if request.days is None else replace(request, days=lookback(request.days))

@@ -167,7 +167,7 @@ def _finish(scene: Scene) -> tuple[dict[str, Any], list[str]]:
             if answer["success"] and not (accounting["pending"] or accounting["retrying"] or accounting["in_doubt"]):
                 break
         if scene.url is None:
-            service: Any = bridge._host.services()["predictive_performance"]
+            service: Any = bridge._workshop._host.services()["predictive_performance"]
             rows = service.list_measurements(limit=100_000)
         else:
             rows = requests.get(f"{scene.url}/api/predictive-performance/measurements?limit=100000", timeout=60).json()["measurements"]

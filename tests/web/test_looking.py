@@ -48,7 +48,7 @@ def test_status_answers_within_two_seconds_when_both_ends_hang(make_host: MakeHo
         server.faults.add(Fault.SILENCE_BEFORE_STORE, None, on=LISTING)
         host = make_host(predictive_mode="http", predictive_api_url=server.url)
         gate = threading.Event()
-        monkeypatch.setattr(host.bridge._ends(), "_look_at_source", lambda: {"ok": gate.wait(20)})
+        monkeypatch.setattr(host.bridge._workshop.ends(), "_look_at_source", lambda: {"ok": gate.wait(20)})
         began = time.monotonic()
         first = get(host, "/status").json["connections"]
         assert time.monotonic() - began < 8.0, "of 20 s"
@@ -160,7 +160,7 @@ def test_a_run_that_is_not_there_is_404(host: Host) -> None:
 
 def test_a_run_whose_process_is_gone_is_shown_as_interrupted(host: Host) -> None:
     """Nobody holds its lease any more, so it does not run, whatever its row says."""
-    parts = host.bridge._parts()
+    parts = host.bridge._workshop.parts()
     lease = parts.ledger.leases.acquire("bench", "gone", 60)
     begun = parts.ledger.runs.begin(lease, parts.source_id, SyncRequest(), 60)
     assert get(host, f"/runs/{begun.run_id}").json["state"] == "running"
@@ -171,7 +171,7 @@ def test_a_run_whose_process_is_gone_is_shown_as_interrupted(host: Host) -> None
 
 def test_a_run_that_ends_between_two_looks_is_not_called_interrupted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is read as running, then it ends and gives its lease back, and only then the lease is looked at."""
-    parts = host.bridge._parts()
+    parts = host.bridge._workshop.parts()
     lease = parts.ledger.leases.acquire("bench", "quick", 60)
     begun = parts.ledger.runs.begin(lease, parts.source_id, SyncRequest(), 60)
     holder = host.bridge.lease_holder

@@ -117,7 +117,7 @@ def test_a_benchmark_file_that_is_gone_is_503(host: Host) -> None:
 def test_a_lease_held_for_long_by_somebody_without_a_run_is_409(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A verification with repair holds the lease without a run to join: the caller is told to come again."""
     monkeypatch.setattr("benchbridge_plugin.bridge._START_PATIENCE_S", 0.2)
-    parts = host.bridge._parts()
+    parts = host.bridge._workshop.parts()
     lease = parts.ledger.leases.acquire("bench", "somebody else", 60)
     try:
         assert_problem(post(host, "/sync"), 409, "sync_running")

@@ -1,0 +1,183 @@
+"""What one bridge has open in one process: source and sink, ledger, engine, timer. Built when first needed, closed when nobody works with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from benchbridge_plugin.config import BridgeConfig
+from benchbridge_plugin.ends import Ends, HostServices
+from benchbridge_plugin.ledger import Ledger
+from benchbridge_plugin.mapping import Mapper, Rules
+from benchbridge_plugin.process import identity
+from benchbridge_plugin.scheduler import SyncScheduler
+from benchbridge_plugin.sync import Policy, SyncEngine
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_LOOKBACK_DAYS = 100_000  # further back than any clock: the same as no limit
+
+#: What a forked child has from its parent. It must neither use it nor let it be closed: SQLite would take the parent's file for abandoned.
+_inherited: list[object] = []
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything that has to do with the ledger. Like the ends, it belongs to one process: after a fork the child builds its own."""
+
+    process: int
+    mapper: Mapper
+    ledger: Ledger
+    engine: SyncEngine
+    source_id: int
+    scheduler: SyncScheduler
+    stopping: threading.Event = field(default_factory=threading.Event)
+    working: int = 0  # how many threads use them; guarded by the workshop's gate
+
+
+class Workshop:
+    """Builds the parts of one bridge, and closes them once the last thread that works with them has left. Safe to use from several threads.
+
+    `claim(parts, at_once)` and `cycle(parts, kind)` are what the timer calls (see SyncScheduler).
+    """
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        host: HostServices,
+        now: Callable[[], float],
+        *,
+        claim: Callable[[Parts, bool], bool],
+        cycle: Callable[[Parts, str], object],
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._now = now
+        self._claim = claim
+        self._cycle = cycle
+        self._gate = threading.Condition(threading.RLock())
+        self._ends: Ends | None = None
+        self._parts: Parts | None = None
+
+    def ends(self) -> Ends:
+        """Source and sink. They can be looked at without a ledger."""
+        with self._gate:
+            if self._ends is not None and self._ends.process != os.getpid():
+                _inherited.append(self._ends)
+                self._ends = None
+            if self._ends is None:
+                self._ends = Ends(self._config, self._host)
+            return self._ends
+
+    def parts(self) -> Parts:
+        """The parts, for a look. Raises LedgerError when the ledger cannot be opened."""
+        with self._gate:
+            if self._parts is not None and self._parts.process != os.getpid():
+                _inherited.append(self._parts)
+                self._parts = None
+            if self._parts is None:
+                self._parts = self._build(self.ends())
+            return self._parts
+
+    @contextmanager
+    def at_work(self) -> Iterator[Parts]:
+        """The parts, which `close` does not close before the end of this block."""
+        with self._gate:
+            parts = self.parts()
+            parts.working += 1
+        try:
+            yield parts
+        finally:
+            self._leave(parts)
+
+    def close(self, timeout_s: float) -> None:
+        """Stop the timer, and finish or abandon the batch in hand. May be repeated; using the workshop again opens it again."""
+        with self._gate:
+            ends, self._ends = self._ends, None
+            parts, self._parts = self._parts, None
+        if parts is not None and parts.process == os.getpid():
+            parts.stopping.set()
+            deadline = time.monotonic() + timeout_s
+            in_time = parts.scheduler.stop(timeout_s)
+            with self._gate:
+                in_time = self._gate.wait_for(lambda: not parts.working, max(deadline - time.monotonic(), 0.0)) and in_time
+            if not in_time:
+                _logger.warning("a sync did not end in time; what it had handed over is in doubt and will be asked for")
+                return  # its parts stay open under it; the process is about to end
+            parts.mapper.close()
+            parts.ledger.close()
+        if ends is not None and ends.process == os.getpid():
+            ends.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------------------------------
+
+    def _leave(self, parts: Parts) -> None:
+        with self._gate:
+            parts.working -= 1
+            self._gate.notify_all()
+
+    def _tick(self, parts: Parts, kind: str) -> None:
+        """A tick of the timer. One that comes while the workshop closes is dropped: it must not open everything again."""
+        with self._gate:
+            if parts.stopping.is_set():
+                return
+            parts.working += 1
+        try:
+            self._cycle(parts, kind)
+        finally:
+            self._leave(parts)
+
+    def _build(self, ends: Ends) -> Parts:
+        config = self._config
+        ledger = Ledger(config.resolved_ledger_url, now=self._now)
+        ledger.check()
+        mapper = Mapper(rules_of(config))
+        engine = SyncEngine(
+            ends.source, mapper, ledger, ends.sink, source_name=config.resolved_source_name, owner=identity(), policy=policy_of(config)
+        )
+        scheduler = SyncScheduler(
+            claim=lambda at_once: not parts.stopping.is_set() and self._claim(parts, at_once),
+            cycle=lambda kind: self._tick(parts, kind),
+            look_every_s=min(5.0, config.sync_interval_minutes * 60 / 4),
+        )
+        parts = Parts(os.getpid(), mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
+        return parts
+
+
+def rules_of(config: BridgeConfig) -> Rules:
+    """What the config says about meaning."""
+    return Rules(
+        source_name=config.resolved_source_name,
+        source_timezone=config.source_timezone,
+        hardware_aliases=config.hardware_aliases,
+        precision_aliases=config.precision_aliases,
+        priority_models=config.high_priority_models,
+        default_sequence_length=config.default_sequence_length,
+        default_precision=config.default_precision,
+        default_batch_size=config.default_batch_size,
+        keyed=config.measurement_source == "keyed",
+    )
+
+
+def policy_of(config: BridgeConfig) -> Policy:
+    """What the config says about how the engine behaves."""
+    return Policy(
+        days=lookback(config.sync_days_lookback),
+        limit=config.sync_limit,
+        batch_size=config.batch_size,
+        retry_base_s=config.retry_base_s,
+        retry_max_s=config.retry_max_s,
+        max_attempts=config.max_attempts,
+        settle_after_s=config.settle_after_s,
+        lease_s=config.lease_s,
+    )
+
+
+def lookback(days: int) -> int:
+    """Days to look back, 0 for no limit."""
+    return days if days <= _LONGEST_LOOKBACK_DAYS else 0
