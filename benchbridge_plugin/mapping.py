@@ -48,6 +48,7 @@ _BLANK = " \t\r\n"  # what stands around a name without meaning anything
 #: Why a result can be refused before it is sent. docs/reasons.md explains each.
 REASONS = (
     "model_missing",
+    "model_invalid",
     "hardware_missing",
     "hardware_unsupported",
     "precision_missing",
@@ -137,7 +138,8 @@ _CENSUS_SQL = f"""
     )
     SELECT result_id,
            content_hash,
-           CASE WHEN coalesce(simulated, false)
+           CASE WHEN contains(result_id, chr(0)) THEN 'result_id_missing' -- no ledger on PostgreSQL could keep it
+                WHEN coalesce(simulated, false)
                   OR coalesce(hardware_simulated, false)
                   OR {_TRUE.format("said[1]")}
                   OR {_TRUE.format("said[2]")}
@@ -212,6 +214,7 @@ _MEASURE_SQL = f"""
     judged AS (
         SELECT *,
                CASE WHEN nullif(trim(model_name, $blank), '') IS NULL THEN 'model_missing'
+                    WHEN contains(model_name, chr(0)) THEN 'model_invalid'
                     WHEN hardware_platform IS NULL THEN 'hardware_missing'
                     WHEN NOT list_contains($hardware, hardware_platform) THEN 'hardware_unsupported'
                     WHEN precision_meant IS NULL THEN 'precision_missing'
@@ -235,6 +238,7 @@ _MEASURE_SQL = f"""
            reason_code,
            CASE reason_code
                 WHEN 'model_missing' THEN 'The result names no model (model_id is null, dangling, or the name is empty).'
+                WHEN 'model_invalid' THEN 'The name of the model contains a null character.'
                 WHEN 'hardware_missing' THEN 'The result names no hardware (hardware_id is null, dangling, or the type is empty).'
                 WHEN 'hardware_unsupported' THEN 'Hardware ''' || {_SHOWN.format("hardware_platform")}
                      || ''' is not taken by the predictive API (it takes ' || array_to_string($hardware, ', ') || ').'

@@ -50,6 +50,11 @@ BATCH_FIELDS: Mapping[str, str] = {
 }
 
 
+def storable(text: str) -> str:
+    """The text as every database takes it: a lone surrogate or a null character, which a server can put into JSON, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
 class State(IntEnum):
     """Where a result is, as the ledger stores it. A result without a row is pending too."""
 

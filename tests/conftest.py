@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -27,6 +26,7 @@ from benchbridge_plugin.sinks.exchange import Exchange
 from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.sync import Policy, SyncEngine
+from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
 from tests.kit.layouts import BenchmarkDatabase
 
@@ -56,6 +56,14 @@ MEASUREMENT: Mapping[str, Any] = {
 
 #: Benchmark files by the number of their results, as bytes: writing them again is quicker than making them again.
 _FILLED: dict[int, bytes] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ledger", choices=ledgers.KINDS, default="sqlite", help="what the engine's tests keep their ledgers in")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ledgers.kind = config.getoption("--ledger")
 
 
 class Clock:
@@ -127,11 +135,11 @@ class World:
         self.mapper = Mapper(Rules(source_name=self.name, **rules))
 
     def open_ledger(self) -> Ledger:
-        return Ledger(f"sqlite:///{self.ledger_path}", now=self.clock)
+        return Ledger(self.ledger_url, now=self.clock)
 
-    @property
-    def ledger_path(self) -> Path:
-        return self.directory / f"{self.name}.duckdb.bridge.sqlite"
+    @cached_property
+    def ledger_url(self) -> str:
+        return ledgers.new_url(self.directory / f"{self.name}.duckdb.bridge.sqlite")
 
     @property
     def database(self) -> BenchmarkDatabase:
@@ -171,13 +179,11 @@ class World:
 
     def rows(self) -> list[dict[str, Any]]:
         """The ledger's rows, read past the ledger."""
-        with closing(sqlite3.connect(self.ledger_path)) as connection:
-            connection.row_factory = sqlite3.Row
-            found = connection.execute(
-                "SELECT d.*, r.code, s.model FROM deliveries d JOIN subjects s USING (subject_id) LEFT JOIN reasons r USING (reason_id) "
-                "ORDER BY result_id, updated_at"
-            )
-            return [dict(row) for row in found]
+        return ledgers.read_rows(
+            self.ledger_url,
+            "SELECT d.*, r.code, s.model FROM deliveries d JOIN subjects s USING (subject_id) LEFT JOIN reasons r USING (reason_id) "
+            "ORDER BY result_id, updated_at",
+        )
 
     def states(self) -> Counter[str]:
         return Counter(State(row["state"]).name.lower() for row in self.rows())
@@ -275,7 +281,7 @@ class Book:
 
 @pytest.fixture
 def book(tmp_path: Path, clock: Clock) -> Iterator[Book]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite", now=clock)
+    ledger = Ledger(ledgers.new_url(tmp_path / "ledger.sqlite"), now=clock)
     yield Book(ledger, clock)
     ledger.close()
 

@@ -10,14 +10,14 @@ import pytest
 from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Settlement, SyncRequest
 from benchbridge_plugin.sinks.matching import match
 from tests.conftest import Clock, FullServer, MakeSink, World, doubts_of, fill, make_batch
+from tests.kit import ledgers
 from tests.kit.base_contract import RECORD, BaseContractServer, Fault
 from tests.scripted import Scripted
 
 
 def lose_ledger(world: World) -> None:
     world.ledger.close()
-    for path in world.directory.glob("bench.duckdb.bridge.sqlite*"):
-        path.unlink()
+    ledgers.lose(world.ledger_url)
     world.ledger = world.open_ledger()
 
 

@@ -157,6 +157,17 @@ def test_repeated_and_missing_ids_are_skipped_counted_and_hold_up_nobody(world: 
     assert service.recorded == 2
 
 
+def test_texts_that_no_database_keeps_hold_up_nobody(world: World, service: PredictivePerformance) -> None:
+    """PostgreSQL takes no null character: such an id counts as missing, such a name is refused, and the others are sent."""
+    without_key(world, "VARCHAR", ["a", "b\0", "c"])
+    world.database.execute("UPDATE performance_results SET model_name = 'gpt' || chr(0) WHERE result_id = 'c'")
+    for _ in range(2):
+        world.sync()
+        assert world.accounting.skipped_by_reason == {"result_id_missing": 1}
+        assert [(row["result_id"], row["code"]) for row in world.rows()] == [("a", None), ("c", "model_invalid")]
+    assert service.recorded == 1
+
+
 def test_a_delivered_result_whose_id_is_repeated_later_is_withdrawn_until_it_is_alone_again(
     world: World, service: PredictivePerformance
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
 from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
-from tests.conftest import MakeSink, doubts_of, make_batch
+from tests.conftest import MakeSink, World, doubts_of, fill, make_batch
 from tests.kit.base_contract import BaseContractServer, free_port
 
 
@@ -69,6 +69,32 @@ def liar() -> Iterator[Liar]:
     made = Liar()
     yield made
     made.close()
+
+
+UNSTORABLE = "\ud800 and \0"
+RECORD = "/api/predictive-performance/record-measurement"
+TASK = "/api/predictive-performance/task/t"
+
+
+@pytest.mark.parametrize(
+    ("answers", "states"),
+    [
+        ({RECORD: (422, {"detail": UNSTORABLE})}, {"rejected": 2}),
+        ({RECORD: (200, {"task_id": UNSTORABLE})}, {"sending": 2}),
+        ({RECORD: (200, {"task_id": "t"}), TASK: (200, {"status": "completed", "result": {"id": UNSTORABLE}})}, {"delivered": 2}),
+        ({RECORD: (200, {"task_id": "t"}), TASK: (200, {"status": "failed", "error": UNSTORABLE})}, {"retrying": 2}),
+    ],
+    ids=["detail", "task", "measurement", "error"],
+)
+def test_texts_that_no_database_keeps_are_no_harm(
+    answers: dict[str, tuple[int, Any]], states: dict[str, int], world: World, liar: Liar, http_sink: MakeSink
+) -> None:
+    """Lone surrogates and null characters are valid JSON, and neither SQLite nor PostgreSQL takes them."""
+    liar.answers["/api/predictive-performance/health"] = (404, {})
+    liar.answers |= answers
+    fill(world, 2)
+    world.sync(http_sink(liar.url))
+    assert world.states() == states
 
 
 BULK = "/api/predictive-performance/record-measurements"

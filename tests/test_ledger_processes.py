@@ -5,11 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,25 @@ import pytest
 from benchbridge_plugin.errors import LeaseBusy
 from benchbridge_plugin.ledger import Ledger
 from tests.conftest import Book, Clock, make_batch
+from tests.kit import ledgers
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
+def url(tmp_path: Path) -> str:
+    return ledgers.new_url(tmp_path / "ledger.sqlite")
 
 
 @pytest.fixture
-def ledger(path: Path, clock: Clock) -> Iterator[Ledger]:
-    made = Ledger(f"sqlite:///{path}", now=clock)
+def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
+    made = Ledger(url, now=clock)
     yield made
     made.close()
 
 
-def take_lease(path: str, barrier: Any, answers: Any) -> None:
-    ledger = Ledger(f"sqlite:///{path}")
+def take_lease(url: str, barrier: Any, answers: Any) -> None:
+    ledger = Ledger(url)
     barrier.wait(60)
     try:
         lease = ledger.leases.acquire("bench", str(os.getpid()), 60)
@@ -45,8 +44,8 @@ def take_lease(path: str, barrier: Any, answers: Any) -> None:
         answers.put(f"token {lease.token}")
 
 
-def take_ticks(path: str, barrier: Any, answers: Any) -> None:
-    ledger = Ledger(f"sqlite:///{path}")
+def take_ticks(url: str, barrier: Any, answers: Any) -> None:
+    ledger = Ledger(url)
     source_id = ledger.runs.source_id("bench")
     taken = []
     for at_once in (True, False):
@@ -55,9 +54,9 @@ def take_ticks(path: str, barrier: Any, answers: Any) -> None:
     answers.put(taken)
 
 
-def race(worker: Any, path: Path, count: int = 4) -> list[Any]:
+def race(worker: Any, url: str, count: int = 4) -> list[Any]:
     barrier, answers = SPAWN.Barrier(count), SPAWN.Queue()
-    processes = [SPAWN.Process(target=worker, args=(str(path), barrier, answers)) for _ in range(count)]
+    processes = [SPAWN.Process(target=worker, args=(url, barrier, answers)) for _ in range(count)]
     for process in processes:
         process.start()
     found = [answers.get(timeout=60) for _ in processes]
@@ -68,14 +67,14 @@ def race(worker: Any, path: Path, count: int = 4) -> list[Any]:
     return found
 
 
-def test_of_processes_that_race_for_a_new_ledgers_lease_one_gets_it(path: Path) -> None:
+def test_of_processes_that_race_for_a_new_ledgers_lease_one_gets_it(url: str) -> None:
     """They create the file, its tables and the lease at the same moment."""
-    assert sorted(race(take_lease, path)) == ["busy", "busy", "busy", "token 1"]
+    assert sorted(race(take_lease, url)) == ["busy", "busy", "busy", "token 1"]
 
 
-def test_of_processes_that_race_for_a_tick_one_gets_it(path: Path) -> None:
+def test_of_processes_that_race_for_a_tick_one_gets_it(url: str) -> None:
     """The start-up cycle is one process's; the tick after it is not due for anybody."""
-    answers = race(take_ticks, path)
+    answers = race(take_ticks, url)
     assert sorted(start_up for start_up, _ in answers) == [False, False, False, True]
     assert [tick for _, tick in answers] == [False] * 4
 
@@ -93,15 +92,13 @@ with ledger._store.writing() as connection:
 """
 
 
-def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(ledger: Ledger, path: Path, clock: Clock) -> None:
+def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(ledger: Ledger, url: str, clock: Clock) -> None:
     """kill -9 between two statements: the next one reads and writes as if it had never begun."""
     book = Book(ledger, clock)
     book.compared(1)
     book.claim(make_batch({}))
     before = (book.rows(), book.accounting)
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, f"sqlite:///{path}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as victim:
+    with subprocess.Popen([sys.executable, "-c", KILLED, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "in the middle\n"
         victim.send_signal(signal.SIGKILL)
@@ -110,7 +107,7 @@ def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(ledger: Ledger, 
     assert book.states() == ["delivered"]
 
 
-def test_a_fork_does_not_share_connections(ledger: Ledger, path: Path, clock: Clock) -> None:
+def test_a_fork_does_not_share_connections(ledger: Ledger, url: str, clock: Clock) -> None:
     """The child opens its own; what it does and how it ends does not disturb the parent's."""
     source_id = ledger.runs.source_id("bench")
     engine = ledger._store._engine
@@ -128,5 +125,5 @@ def test_a_fork_does_not_share_connections(ledger: Ledger, path: Path, clock: Cl
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ledger.runs.schedule(source_id).paused
     ledger.runs.set_schedule(source_id, paused=False)
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    if ledgers.kind == "sqlite":
+        assert ledgers.read_rows(url, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]

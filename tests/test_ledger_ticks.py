@@ -12,16 +12,12 @@ import pytest
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.model import SyncRequest
 from tests.conftest import Book, Clock
+from tests.kit import ledgers
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
-
-
-@pytest.fixture
-def ledger(path: Path, clock: Clock) -> Iterator[Ledger]:
-    made = Ledger(f"sqlite:///{path}", now=clock)
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    made = Ledger(ledgers.new_url(tmp_path / "ledger.sqlite"), now=clock)
     yield made
     made.close()
 

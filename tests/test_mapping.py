@@ -120,7 +120,7 @@ def test_what_names_nothing_is_missing(nothing: str | None, mapper: Mapper) -> N
 
 def test_names_of_any_length_and_with_control_characters_are_carried_and_shown_with_care(mapper: Mapper) -> None:
     """A reason is a sentence on one line, however long or hostile the name in it is."""
-    name = "m\x00\x1b[31m" + "x" * 10_000
+    name = "m\x01\x1b[31m" + "x" * 10_000
     good, bad = measured(mapper, {"model_name": name}, {"hardware_type": "\x1b]0;evil\x07" + "y" * 10_000, "precision": "p'q"})
     assert good["model_name"] == name
     assert good["reason_code"] is None
@@ -325,6 +325,7 @@ def test_every_reason_is_given_by_some_row(code: str, mapper: Mapper) -> None:
     """No code without a case."""
     cases: dict[str, dict[str, Any]] = {
         "model_missing": {"model_name": None},
+        "model_invalid": {"model_name": "gpt\x002"},
         "hardware_missing": {"hardware_type": None},
         "hardware_unsupported": {"hardware_type": "tpu"},
         "precision_missing": {"precision": None},

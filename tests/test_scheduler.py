@@ -12,6 +12,7 @@ import pytest
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.scheduler import SyncScheduler
 from tests.conftest import Clock
+from tests.kit import ledgers
 
 LOOK_S = 0.02
 SOON_S = 10.0
@@ -100,10 +101,11 @@ def test_without_it_the_first_cycle_is_the_first_tick(make: MakeScheduler) -> No
 def test_of_several_timers_on_one_ledger_one_runs_each_tick(tmp_path: Path, clock: Clock, make: MakeScheduler) -> None:
     """Three processes of a server, each with its own timer and its own hold on the ledger."""
     cycles, looks = Cycles(), []
-    ledgers = [Ledger(f"sqlite:///{tmp_path}/ledger.sqlite", now=clock) for _ in range(3)]
-    source_id = ledgers[0].runs.source_id("bench")
+    url = ledgers.new_url(tmp_path / "ledger.sqlite")
+    processes = [Ledger(url, now=clock) for _ in range(3)]
+    source_id = processes[0].runs.source_id("bench")
     schedulers = []
-    for ledger in ledgers:
+    for ledger in processes:
         look = Looks(lambda at_once, ledger=ledger: ledger.runs.claim_tick(source_id, 3600.0, at_once=at_once))  # type: ignore[misc]
         looks.append(look)
         schedulers.append(make(look, cycles))
@@ -120,14 +122,14 @@ def test_of_several_timers_on_one_ledger_one_runs_each_tick(tmp_path: Path, cloc
     assert sorted(cycles.kinds) == ["schedule", "schedule", "start-up"]
     for scheduler in schedulers:
         assert scheduler.stop(SOON_S)
-    for ledger in ledgers:
+    for ledger in processes:
         ledger.close()
 
 
 def test_pause_resume_and_a_new_interval_reach_a_running_timer(tmp_path: Path, clock: Clock, make: MakeScheduler) -> None:
     """They are set in the ledger, by whichever process was asked."""
-    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite", now=clock)
-    operator = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite", now=clock)
+    url = ledgers.new_url(tmp_path / "ledger.sqlite")
+    ledger, operator = Ledger(url, now=clock), Ledger(url, now=clock)
     source_id = ledger.runs.source_id("bench")
     cycles = Cycles()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +14,7 @@ from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.sinks.service import ServiceSink
 from benchbridge_plugin.verification import Verification, verify
 from tests.conftest import MakeSink, World, fill
+from tests.kit import ledgers
 from tests.kit.base_contract import LISTING, BaseContractServer, Fault
 
 
@@ -186,8 +185,7 @@ def test_thousands_are_verified_page_by_page(world: World, service: PredictivePe
     pages: list[int] = []
     assert check(world, sink, progress=pages.append).clean
     assert pages == [1_000, 2_000, 2_500]
-    with closing(sqlite3.connect(world.ledger_path)) as connection:
-        assert connection.execute("SELECT count(*) FROM deliveries WHERE state = 2").fetchone() == (2_500,)
+    assert ledgers.read_rows(world.ledger_url, "SELECT count(*) AS delivered FROM deliveries WHERE state = 2") == [{"delivered": 2_500}]
 
 
 def test_an_empty_ledger_is_clean() -> None:

@@ -86,6 +86,9 @@ class Deliveries:
         statement = select(*columns).where(
             deliveries.c.source_id == source_id, deliveries.c.result_id.in_(bindparam("ids", expanding=True))
         )
+        result_ids = [
+            result_id for result_id in result_ids if "\0" not in result_id
+        ]  # no such row can be there, and PostgreSQL cannot be asked
         with self._store.reading() as connection:
             for start in range(0, len(result_ids), _CHUNK):
                 found = connection.execute(statement, {"ids": list(result_ids[start : start + _CHUNK])})

@@ -25,6 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.dialects.postgresql import TEXT
 
 from benchbridge_plugin.model import STATE_NAMES
 
@@ -92,7 +93,7 @@ deliveries = Table(
     "deliveries",
     metadata,
     Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
-    Column("result_id", Text, primary_key=True),
+    Column("result_id", Text().with_variant(TEXT(collation="C"), "postgresql"), primary_key=True),  # by bytes, as SQLite orders it
     Column("content_hash", LargeBinary(16), primary_key=True),
     Column("key", LargeBinary(16), nullable=False),
     Column("state", SmallInteger, nullable=False),

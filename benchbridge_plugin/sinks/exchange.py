@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import ssl
 import threading
@@ -26,7 +27,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 
+from benchbridge_plugin.model import storable
+
 _LARGEST_ANSWER = 256 * 1024 * 1024
+#: Null characters and surrogates, as JSON escapes or as bytes. Pairs of surrogates are harmless, but this is only the cheap first look.
+_UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]")
 _CONNECT_TIMEOUT_S = 5.0
 
 
@@ -188,6 +193,8 @@ class Exchange:
             return NoAnswer(f"no whole answer within {patience_s:g} s and {_LARGEST_ANSWER} bytes")
         try:
             data = json.loads(content) if content else None
+            if _UNSTORABLE.search(content):
+                data = _storable(data)
         except (ValueError, RecursionError):
             data = None
         return Reply(
@@ -223,6 +230,17 @@ class Exchange:
             if time.monotonic() > deadline or size > _LARGEST_ANSWER:
                 return None
         return b"".join(pieces)
+
+
+def _storable(value: Any) -> Any:
+    """A JSON value with its texts as every database takes them."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {storable(name): _storable(item) for name, item in value.items()}
+    return value
 
 
 def _never_left(error: BaseException | None) -> bool:

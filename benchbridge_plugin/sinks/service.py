@@ -26,6 +26,7 @@ from benchbridge_plugin.model import (
     Receipt,
     Settlement,
     SinkProfile,
+    storable,
 )
 from benchbridge_plugin.sinks.base import KEYED_PREFIX, Taken, nothing_taken
 
@@ -148,6 +149,6 @@ class ServiceSink:
         answers = self._service.record_measurements(rows)
         return (
             [item["status"] for item in answers],
-            [item.get("measurement_id") for item in answers],
+            [None if (said := item.get("measurement_id")) is None else storable(str(said)) for item in answers],
             [item.get("error") for item in answers],
         )

