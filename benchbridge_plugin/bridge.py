@@ -376,7 +376,8 @@ class BenchmarkPredictivePerformanceBridge:
         except BridgeError as error:
             _logger.error("the scheduled sync could not run: %s", error)
             return None
-        self._write_report(parts)
+        if summary.run_id is not None:  # there was something to do
+            self._write_report(parts)
         return summary
 
     def _write_report(self, parts: Parts) -> None:

@@ -119,12 +119,16 @@ class SyncEngine:
         """Carry out one run and say what it did.
 
         Raises LeaseBusy (another run has the lease) and LedgerError. An error of source or sink ends the run: it is in the summary (`state` is
-        "failed", `error_code`, `message`, `guidance`) together with what had been done before it. `started` is called with the run's number;
+        "failed", `error_code`, `message`, `guidance`) together with what had been done before it. `started` is called with the run's number; a
+        scheduled run that finds nothing new has none, and writes nothing.
         `stopping` is asked between rows, and what was not sent by then stays pending. A dry run reads, compares and maps, and writes nothing.
         """
         if request.dry_run:
             return self._dry_run(request, progress)
         source_id = self.source_id
+        if request.kind == "schedule" and self._is_idle(source_id, request):
+            now = self._ledger.now()
+            return RunSummary(None, "succeeded", request.kind, False, now, now, message="Nothing new.", request=asdict(request))
         lease = self._ledger.leases.acquire(self._source_name, self._owner, self._policy.lease_s)
         try:
             summary = self._ledger.runs.begin(lease, source_id, request, self._policy.lease_s)
@@ -342,7 +346,13 @@ class SyncEngine:
         compared = self._ledger.accounts.compared(source_id)
         if compared.signature != str(self._source.signature()) or compared.scope != self._scope(request):
             return False
-        return self._ledger.accounts.accounting(source_id).pending == 0 and not self._ledger.accounts.waiting(source_id, self._ledger.now())
+        return not compared.untouched and not self._ledger.accounts.waiting(source_id, self._ledger.now())
+
+    def _is_idle(self, source_id: int, request: SyncRequest) -> bool:
+        """`_nothing_new` for a run that has not begun. What goes wrong is for the run to say."""
+        with suppress(BridgeError):
+            return self._nothing_new(source_id, request)
+        return False
 
     def _compare(
         self, source_id: int, request: SyncRequest, progress: Callable[[Progress], object], *, wait: bool, beat: Heartbeat | None = None

@@ -10,6 +10,7 @@ import pytest
 from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceMissing
 from benchbridge_plugin.model import Fate, Outcome, Progress, SyncRequest
 from tests.conftest import Clock, MakeSink, World, fill
+from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
 from tests.scripted import FAILED, IN_DOUBT, REFUSED, Scripted
 
@@ -250,3 +251,36 @@ def test_a_sink_that_is_down_touches_no_row(world: World, server: BaseContractSe
     assert world.rows() == []
     server.up()
     assert world.sync(sink).synced == 3
+
+
+# -- when there is nothing to do ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_scheduled_run_that_finds_nothing_new_leaves_no_trace(world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads neither the file nor the sink, takes no lease and writes nothing: there may be thousands of them a day."""
+    fill(world, 2)
+    world.sync(kind="schedule")
+    before = [ledgers.read_rows(world.ledger_url, f"SELECT * FROM {table}") for table in ("runs", "leases", "sources", "ledger_meta")]
+    monkeypatch.setattr(type(world.source), "_open", lambda *arguments, **options: pytest.fail("the file was opened"))
+    summary = world.engine().run(SyncRequest(kind="schedule"), started=lambda run_id: pytest.fail("a run began"))
+    assert (summary.run_id, summary.state, summary.considered) == (None, "succeeded", 0)
+    assert scripted.profiles == 1
+    after = [ledgers.read_rows(world.ledger_url, f"SELECT * FROM {table}") for table in ("runs", "leases", "sources", "ledger_meta")]
+    assert after == before
+
+
+@pytest.mark.parametrize("event", ["new", "not all sent", "retry is due", "look-back", "missing"])
+def test_a_scheduled_run_that_has_something_to_do_is_a_run(event: str, world: World, scripted: Scripted, clock: Clock) -> None:
+    """Also when the file is gone: somebody has to be told."""
+    fill(world, 2)
+    if event == "retry is due":
+        scripted.fate = lambda result_id: FAILED
+    world.sync(kind="schedule", limit=1 if event == "not all sent" else None)
+    clock.advance(3600)
+    if event == "new":
+        world.database.insert(result_id=9)
+    elif event == "missing":
+        world.path.unlink()
+    summary = world.engine().run(SyncRequest(kind="schedule", days=3 if event == "look-back" else None))
+    assert summary.run_id == 2
+    assert summary.state == {"missing": "failed", "retry is due": "partial"}.get(event, "succeeded")

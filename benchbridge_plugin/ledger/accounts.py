@@ -21,7 +21,7 @@ class Compared:
 
     signature: str | None
     scope: str | None
-    compared_at: float | None
+    untouched: int  # results that are to be sent and that no run has taken up yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Accounts:
         )
 
     def compared(self, source_id: int) -> Compared:
-        columns = (sources.c.signature, sources.c.scope, sources.c.compared_at)
+        columns = (sources.c.signature, sources.c.scope, sources.c.untouched)
         with self._store.reading() as connection:
             return Compared(*connection.execute(select(*columns).where(sources.c.source_id == source_id)).one())
 
