@@ -10,6 +10,7 @@ from pathlib import Path
 from benchbridge_plugin.report import table
 from tests.crash.harness import SINKS, Verdict, crash
 from tests.crash.victim import POINTS
+from tests.kit import ledgers
 
 _ONLY = {"stored": ("service",), "before_request": ("base", "full"), "after_request": ("base", "full"), "sent": ("base", "full")}
 
@@ -19,9 +20,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000, help="random kills, shared among the sinks")
     parser.add_argument("--at-points", type=int, default=20, help="kills at each named point, for each sink")
     parser.add_argument("--sinks", default=",".join(SINKS), help="of: " + ",".join(SINKS))
+    parser.add_argument("--ledger", choices=ledgers.KINDS, default="sqlite", help="with postgresql, its server is killed too")
     parser.add_argument("--plant", choices=["early", "resend"], help="plant a bug that has to be found")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    chosen = {"seed": options.seed, "plant": options.plant, "ledger": options.ledger}
     sinks = options.sinks.split(",")
     rows: list[list[object]] = []
     bad = 0
@@ -38,12 +41,12 @@ def main() -> None:
         for point in POINTS if options.at_points else ():
             if sink in _ONLY.get(point, SINKS):
                 with tempfile.TemporaryDirectory() as directory:
-                    verdict = crash(sink, Path(directory), kills=options.at_points, point=point, seed=options.seed, plant=options.plant)
+                    verdict = crash(sink, Path(directory), kills=options.at_points, point=point, **chosen)
                     note(point, verdict, options.at_points)
         if options.kills:
             with tempfile.TemporaryDirectory() as directory:
                 share = -(-options.kills // len(sinks))
-                note("random", crash(sink, Path(directory), kills=share, seed=options.seed, plant=options.plant, batch=60), share)
+                note("random", crash(sink, Path(directory), kills=share, batch=60, **chosen), share)
     print(table(["sink", "point", "kills", "results", "lost", "doubled", "in doubt", "balanced", "s"], rows))
     sys.exit(1 if bad else 0)
 

@@ -10,7 +10,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from benchbridge_plugin.ledger import schema
 
 _logger = logging.getLogger(__name__)
 _BUSY_TIMEOUT_S = 30
+_SQLITE_OPTIONS: Mapping[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}}
+#: What libpq does by itself would leave us waiting for minutes on a host that is gone. Seconds, and milliseconds for the last.
+_SERVER_LIMITS = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 #: Pools that a forked child has from its parent. They are kept, since forgetting a connection would close it under the parent.
 _inherited: list[object] = []
 
@@ -35,9 +38,7 @@ class Store:
         self._before_writing = before_writing
         try:
             self.url = make_url(url)
-            self._engine: Engine = create_engine(
-                self.url, **({"connect_args": {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}} if self.is_sqlite else {})
-            )
+            self._engine: Engine = create_engine(self.url, **(_SQLITE_OPTIONS if self.is_sqlite else self._server_options()))
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise LedgerError(
                 f"The ledger URL cannot be used: {error}.",
@@ -76,7 +77,9 @@ class Store:
         """A consistent snapshot that never waits for a writer. Raises LedgerError."""
         self.prepare()
         with self._translated(), self._engine.connect() as connection:
-            connection.execution_options(benchbridge_reading=True)
+            # On a server every statement would see a snapshot of its own, and an accounting made of two of them need not add up.
+            isolation = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+            connection.execution_options(benchbridge_reading=True, **isolation)
             with connection.begin():
                 yield connection
 
@@ -108,6 +111,13 @@ class Store:
 
     def dispose(self) -> None:
         self._engine.dispose()
+
+    def _server_options(self) -> dict[str, Any]:
+        """A connection that the server has closed meanwhile is replaced before it is used. What the URL says comes first."""
+        return {
+            "pool_pre_ping": True,
+            "connect_args": {name: value for name, value in _SERVER_LIMITS.items() if name not in self.url.query},
+        }
 
     def _upgrade(self) -> None:
         with self._engine.begin() as connection:

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.model import SinkProfile
 from benchbridge_plugin.source import BenchmarkSource
 from tests.crash.victim import Scene, open_bridge, sync_and_die
+from tests.kit import ledgers
 from tests.kit.base_contract import free_port
 from tests.kit.database import open_for_writing
 from tests.kit.layouts import build
@@ -91,12 +92,16 @@ def crash(
     batch: int = 300,
     plant: str | None = None,
     longest_s: float = 0.6,
+    ledger: str = "sqlite",
 ) -> Verdict:
-    """Kill `kills` victims, at random moments or at the named point, then let one finish. `batch`: results that arrive before each victim."""
+    """Kill `kills` victims, at random moments or at the named point, then let one finish. `batch`: results that arrive before each victim.
+
+    With `ledger="postgresql"` every fourth victim of the random ones lives, and the ledger's server is killed under it instead.
+    """
     began = time.monotonic()
     draws = random.Random(seed)
     with sink_process(kind, directory) as url:
-        scene = Scene(directory, url, batch_size=100, plant=plant)
+        scene = Scene(directory, url, 100, plant=plant, ledger_url=ledgers.postgres().new_url() if ledger == "postgresql" else None)
         context = _context()
         killed = victims = 0
         written = _add_results(scene, 0, batch * 2)
@@ -104,14 +109,16 @@ def crash(
             victims += 1
             here = "claimed" if point == "settled" and victims % 2 else point  # a doubt has to be made before it can be settled
             if point == "adopted" and victims % 2:  # the others go on with what is left of an adoption
-                for file in scene.directory.glob(f"{scene.ledger.name}*"):
-                    file.unlink()
+                ledgers.lose(scene.ledger_url or f"sqlite:///{scene.ledger}")
             many = kind == "base" and here in ("before_request", "after_request")  # one for each result, and else one for each batch
             victim = context.Process(target=sync_and_die, args=(scene, here, draws.randint(1, 120 if many else 3)))
             victim.start()
             if point is None:
                 victim.join(draws.uniform(0.05, longest_s))
-                if victim.is_alive() and victim.pid is not None:
+                if scene.ledger_url is not None and victims % 4 == 0:
+                    killed += victim.is_alive()
+                    ledgers.postgres().restart()
+                elif victim.is_alive() and victim.pid is not None:
                     os.kill(victim.pid, signal.SIGKILL)
             victim.join(60)
             killed += victim.exitcode == -signal.SIGKILL
@@ -135,7 +142,9 @@ def crash(
 
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.crash.victim", "unified_server", "sqlalchemy.dialects.sqlite", "requests"])
+    context.set_forkserver_preload(
+        ["tests.crash.victim", "unified_server", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql", "requests"]
+    )
     return context
 
 
@@ -158,7 +167,7 @@ def _add_results(scene: Scene, first: int, count: int) -> int:
 
 def _finish(scene: Scene) -> tuple[dict[str, Any], list[str]]:
     """Undisturbed syncs until nothing is open; then what the sink holds."""
-    healthy = Scene(scene.directory, scene.url, scene.batch_size, scene.settle_after_s)
+    healthy = replace(scene, plant=None)
     with open_bridge(healthy) as bridge:
         for _ in range(20):
             time.sleep(0.2)  # real time has to pass: leases run out and retries fall due

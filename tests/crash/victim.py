@@ -46,6 +46,7 @@ class Scene:
     url: str | None
     batch_size: int = 100
     settle_after_s: float = 0.5
+    ledger_url: str | None = None  # None: a file beside the benchmark file
     plant: str | None = None  # a bug to plant, to see whether the harness finds it: "early" or "resend"
 
     @property
@@ -78,6 +79,7 @@ def open_bridge(scene: Scene) -> BenchmarkPredictivePerformanceBridge:
         scene.benchmark_db,
         scene.url or "http://127.0.0.1:1",
         host=HostServices(services=lambda: services),
+        ledger_url=scene.ledger_url,
         batch_size=scene.batch_size,
         settle_after_s=scene.settle_after_s,
         request_timeout_s=0.9,
