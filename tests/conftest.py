@@ -242,14 +242,15 @@ REFUSED = {"reason_code": "hardware_unsupported", "reason": "Hardware 'tpu' is n
 class Book:
     """A ledger, a source in it, and a run that holds the lease."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, name: str = "bench") -> None:
         self.ledger = ledger
         self.clock = clock
-        self.source_id = ledger.runs.source_id("bench")
+        self.name = name
+        self.source_id = ledger.runs.source_id(name)
         self.holder = self.take()
 
     def take(self, owner: str = "me") -> Holder:
-        lease = self.ledger.leases.acquire("bench", owner, LEASE_S)
+        lease = self.ledger.leases.acquire(self.name, owner, LEASE_S)
         run = self.ledger.runs.begin(lease, self.source_id, SyncRequest(), LEASE_S)
         assert run.run_id is not None
         return Holder(lease, LEASE_S, run.run_id)

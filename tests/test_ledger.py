@@ -188,6 +188,160 @@ def test_reopening_brings_back_what_was_delivered_and_nothing_else(book: Book) -
     assert book.states() == ["pending", "rejected"]
 
 
+def failed_rows(book: Book, count: int) -> list[str]:
+    """The ids of new rows that wait for another attempt."""
+    book.compared(count)
+    batch = make_batch(*[{}] * count)
+    book.claim(batch)
+    book.acknowledge(batch, dict.fromkeys(range(count), Outcome(Fate.FAILED, "try_later", "later")))
+    return sorted(batch.column("result_id").to_pylist())
+
+
+def test_retry_of_many_ids_reaches_each_of_them_once_and_no_other(book: Book, clock: Clock) -> None:
+    """More than one statement takes. They are due at once, with their attempts counted anew."""
+    ids = failed_rows(book, 1_300)
+    clock.advance(7)
+    assert book.ledger.deliveries.retry(book.source_id, rejected=False, result_ids=ids[:1_200]) == 1_200
+    rows = {row["result_id"]: row for row in book.ledger.accounts.results(book.source_id, limit=2_000).rows}
+    taken = [(row["state"], row["attempts"], row["next_attempt_at"], row["updated_at"]) for row in (rows[name] for name in ids[:1_200])]
+    assert taken == [("pending", 0, None, clock())] * 1_200
+    assert {rows[name]["state"] for name in ids[1_200:]} == {"retrying"}
+    assert book.ledger.deliveries.retry(book.source_id, rejected=False, result_ids=[]) == 0
+
+
+def test_retry_by_reason_takes_the_rows_of_that_reason_alone(book: Book) -> None:
+    """Neither those of another one nor those that have none."""
+    book.compared(4)
+    batch = make_batch({}, {}, {}, {})
+    book.claim(batch)
+    refused = Outcome(Fate.REJECTED, "refused_by_api", "no")
+    book.acknowledge(batch, {0: refused, 1: refused, 2: Outcome(Fate.REJECTED, "given_up", "x")})
+    retry = book.ledger.deliveries.retry
+    assert retry(book.source_id, rejected=True, reason="no such reason") == 0
+    assert retry(book.source_id, rejected=True, reason="refused_by_api") == 2
+    assert book.states() == ["pending", "pending", "rejected", "delivered"]
+
+
+def test_what_was_given_up_and_does_not_count_any_more_stays_where_it_is(book: Book) -> None:
+    """Its content is an old one: a retry that brought it back would send it."""
+    book.compared(2)
+    batch = make_batch({}, {})
+    book.claim(batch)
+    book.acknowledge(batch, dict.fromkeys((0, 1), Outcome(Fate.REJECTED, "given_up", "x")))
+    book.compared(2, superseded=[("1", (1).to_bytes(16, "big"))])
+    assert book.ledger.deliveries.retry(book.source_id, rejected=False) == 1
+    assert book.states() == ["superseded", "pending"]
+    assert book.ledger.deliveries.retry(book.source_id, rejected=False) == 0, "it keeps its reason until it is sent, and is back already"
+
+
+def test_the_rows_that_count_come_in_pages_in_the_order_of_their_ids(book: Book) -> None:
+    """Each id once, however many contents it has had; what was superseded and what is gone are not among them."""
+    book.compared(30)
+    book.claim(make_batch(*[{}] * 30))
+    book.compared(30, superseded=[("7", (7).to_bytes(16, "big")), ("8", (8).to_bytes(16, "big"))], withdrawn=["9"])
+    book.claim(make_batch({"result_id": "7"}, first=500))
+    after, seen = "", list[str]()
+    while page := book.ledger.deliveries.current_ids(book.source_id, after, 4):
+        assert len(page) <= 4
+        seen += page
+        after = page[-1]
+    assert seen == sorted(str(number) for number in range(1, 31) if number not in (8, 9))
+    assert book.ledger.deliveries.count_current(book.source_id) == 28
+
+
+def test_ids_are_taken_however_many_are_asked_for(book: Book) -> None:
+    """More than one statement takes."""
+    book.compared(1_200)
+    batch = make_batch(*[{}] * 1_200)
+    book.claim(batch)
+    book.acknowledge(batch)
+    ours = {f"m-{row}" for row in range(1_200)}
+    assert book.ledger.deliveries.ids_taken([*sorted(ours), "another's"]) == ours
+    assert book.ledger.deliveries.ids_taken([]) == frozenset()
+
+
+@pytest.mark.parametrize(("behind_s", "due"), [(299.5, False), (300.0, False), (300.5, True)])
+def test_a_row_that_a_clock_far_ahead_wrote_is_due(book: Book, clock: Clock, behind_s: float, due: bool) -> None:
+    """Nobody knows when its time would be. Clocks of two hosts may be five minutes apart."""
+    failed_rows(book, 1)
+    clock.advance(-behind_s)
+    assert book.ledger.deliveries.known(book.source_id, ["1"]).column("due").to_pylist() == [due]
+    assert book.ledger.accounts.waiting(book.source_id, clock()) is due
+
+
+# -- two sources ------------------------------------------------------------------------------------------------------------------------
+
+GIVEN_UP = Outcome(Fate.REJECTED, "given_up", "x")
+
+
+def fill_in(book: Book) -> pa.Table:
+    """A row in each state: delivered, retrying, in doubt, refused, given up, handed back, being sent."""
+    book.compared(9)
+    batch = make_batch({"quality": 1}, {}, {}, REFUSED, {}, {}, {})
+    book.claim(batch)
+    done = batch.take([0, 1, 2, 4, 5])
+    book.acknowledge(done, {1: Outcome(Fate.FAILED, "later", "x"), 2: IN_DOUBT, 3: GIVEN_UP, 4: Outcome(Fate.NOT_SENT, "not_sent", "x")})
+    return batch
+
+
+STEPS: Mapping[str, Callable[[Book, pa.Table], object]] = {
+    "retry": lambda book, batch: book.ledger.deliveries.retry(book.source_id, rejected=True),
+    "retry of ids": lambda book, batch: book.ledger.deliveries.retry(book.source_id, rejected=True, result_ids=["2", "4", "5"]),
+    "retry of a reason": lambda book, batch: book.ledger.deliveries.retry(book.source_id, rejected=True, reason="given_up"),
+    "retry of a model": lambda book, batch: book.ledger.deliveries.retry(book.source_id, rejected=True, model="gpt2"),
+    "settle": lambda book, batch: book.ledger.deliveries.settle(
+        book.holder,
+        book.source_id,
+        [(book.ledger.deliveries.doubts(book.source_id)[0], "m-9")],
+        book.ledger.deliveries.doubts(book.source_id),
+    ),
+    "settle as absent": lambda book, batch: book.ledger.deliveries.settle(
+        book.holder, book.source_id, [], book.ledger.deliveries.doubts(book.source_id)
+    ),
+    "give up": lambda book, batch: book.ledger.deliveries.settle(
+        book.holder, book.source_id, [], [], [(doubt, GIVEN_UP) for doubt in book.ledger.deliveries.doubts(book.source_id)]
+    ),
+    "reopen": lambda book, batch: book.ledger.deliveries.reopen(book.holder, book.source_id, ["1"]),
+    "abandon": lambda book, batch: book.ledger.deliveries.abandoned(book.holder, book.source_id),
+    "claim again": lambda book, batch: book.claim(batch.slice(5, 1), new=False),
+    "acknowledge": lambda book, batch: book.acknowledge(batch.slice(6, 1)),
+    "withdraw": lambda book, batch: book.compared(8, withdrawn=["1"]),
+    "supersede": lambda book, batch: book.compared(9, superseded=[("1", (1).to_bytes(16, "big"))]),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_keeps_to_its_source(book: Book, clock: Clock, step: str) -> None:
+    """Two sources in one ledger have results with the same ids, contents and figures; what happens to one's is not written to the other's."""
+    other = Book(book.ledger, clock, "other")
+    batch = fill_in(book)
+    fill_in(other)
+    clock.advance(1)
+    mine, theirs = book.rows(), (other.rows(), other.accounting)
+    STEPS[step](book, batch)
+    assert book.rows() != mine
+    assert (other.rows(), other.accounting) == theirs
+
+
+def test_a_source_without_results_sees_nothing_of_another(book: Book, clock: Clock) -> None:
+    """Whatever is asked."""
+    fill_in(book)
+    empty = Book(book.ledger, clock, "empty")
+    deliveries, accounts, number = book.ledger.deliveries, book.ledger.accounts, empty.source_id
+    assert not deliveries.has_rows(number)
+    assert len(deliveries.known(number, ["1", "2"])) == 0
+    assert deliveries.current_ids(number, "", 10) == []
+    assert deliveries.count_current(number) == 0
+    assert deliveries.doubts(number) == []
+    assert not accounts.waiting(number, clock() + 1_000)
+    assert list(accounts.every_key(number)) == []
+    assert (accounts.coverage(number), accounts.refusals(number), accounts.quality(number)) == ([], [], {})
+    assert (empty.rows(), empty.accounting.total, empty.accounting.delivered) == ([], 0, 0)
+    deliveries.mark_adopted(book.holder, book.source_id)
+    assert deliveries.is_adopted(book.source_id)
+    assert not deliveries.is_adopted(number)
+
+
 # -- all or nothing ---------------------------------------------------------------------------------------------------------------------
 
 

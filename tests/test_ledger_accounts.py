@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from benchbridge_plugin.errors import LeaseLost
-from benchbridge_plugin.model import RunSummary, State
+from benchbridge_plugin.ledger import Comparison
+from benchbridge_plugin.model import Fate, Outcome, RunSummary, State, SyncRequest
 from tests.conftest import IN_DOUBT, LEASE_S, Book, Clock, make_batch
 
 # -- the runs ---------------------------------------------------------------------------------------------------------------------------
@@ -45,6 +48,37 @@ def test_the_history_is_paged_and_a_run_has_one_source(book: Book, clock: Clock)
     assert book.ledger.runs.source_id("bench") == book.source_id != other
 
 
+def test_the_history_shows_twenty_runs_unless_told_otherwise(book: Book, clock: Clock) -> None:
+    """The newest ones."""
+    for _ in range(24):
+        clock.advance(LEASE_S)
+        book.take()
+    assert [run["run_id"] for run in book.ledger.runs.history(book.source_id)] == list(range(25, 5, -1))
+
+
+def test_a_run_is_shown_with_all_that_is_known_of_it(book: Book, clock: Clock) -> None:
+    """While it goes on and when it has ended: the same names, whoever reads them."""
+    began = clock()
+    shown: dict[str, object] = {"run_id": 1, "kind": "python", "owner": "me", "started_at": began, "request": asdict(SyncRequest())}
+    running = {**shown, "state": "running", "finished_at": None, "error_code": None, "message": ""}
+    assert book.ledger.runs.get(book.source_id, 1) == running
+    book.ledger.runs.progress(book.holder, {"done": 3})
+    assert book.ledger.runs.get(book.source_id, 1) == {**running, "done": 3}
+    clock.advance(5)
+    ended = RunSummary(1, "failed", "python", False, began, None, synced=3, error_code="source_busy", message="Busy.")
+    finished = book.ledger.runs.finish(ended)
+    assert finished.finished_at == clock()
+    run = book.ledger.runs.get(book.source_id, 1)
+    assert run == {
+        **finished.as_dict(),
+        **shown,
+        "state": "failed",
+        "finished_at": clock(),
+        "error_code": "source_busy",
+        "message": "Busy.",
+    }
+
+
 # -- what it adds up to -----------------------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +99,57 @@ def test_results_are_filtered_and_paged_without_gaps_or_repeats(book: Book) -> N
     assert len(seen) == len(set(seen)) == 31
     assert len(book.ledger.accounts.results(book.source_id, model="gpt2", hardware="cuda", limit=99).rows) == 11
     assert len(book.ledger.accounts.results(book.source_id, state=State.SUPERSEDED).rows) == 1
+
+
+def test_a_page_has_a_hundred_results_and_a_last_page_that_is_full_is_the_last(book: Book) -> None:
+    """No page is empty, and an id with a dot in it is gone on from as well."""
+    book.compared(104)
+    book.claim(make_batch(*[{"result_id": f"run.{row:03}"} for row in range(104)]))
+    first = book.ledger.accounts.results(book.source_id)
+    assert len(first.rows) == 100
+    last = book.ledger.accounts.results(book.source_id, limit=4, cursor=first.next_cursor)
+    assert [row["result_id"] for row in last.rows] == [f"run.{row:03}" for row in range(100, 104)]
+    assert last.next_cursor is None
+
+
+def test_a_result_is_shown_with_all_that_is_known_of_it(book: Book, clock: Clock) -> None:
+    """By the names that the pages and the routes use."""
+    book.compared(1)
+    batch = make_batch({"quality": 1, "measured_at_us": 1_700_000_000_500_000})
+    book.claim(batch)
+    clock.advance(2)
+    book.acknowledge(batch, {0: Outcome(Fate.FAILED, "try_later", "Later.")})
+    assert book.rows() == [
+        {
+            "result_id": "1",
+            "content_hash": (1).to_bytes(16, "big").hex(),
+            "key": batch.column("idempotency_key").to_pylist()[0],
+            "state": "retrying",
+            "model": "gpt2",
+            "hardware": "cuda",
+            "measured_at": 1_700_000_000.5,
+            "measurement_id": None,
+            "attempts": 1,
+            "next_attempt_at": clock() + 100,
+            "reason_code": "try_later",
+            "reason": "Later.",
+            "quality": ["sequence_length_assumed"],
+            "run_id": book.holder.run_id,
+            "updated_at": clock(),
+        }
+    ]
+
+
+def test_only_rows_that_count_make_a_run_necessary(book: Book, clock: Clock) -> None:
+    """A time to come back that an old content had, and delivered rows that a clock far ahead wrote, are nobody's turn."""
+    book.compared(2)
+    batch = make_batch({}, {})
+    book.claim(batch)
+    book.acknowledge(batch, {0: Outcome(Fate.FAILED, "try_later", "later")})
+    book.compared(2, 0, superseded=[("1", (1).to_bytes(16, "big"))])
+    for seconds in (1_000, -2_000):
+        clock.advance(seconds)
+        assert not book.ledger.accounts.waiting(book.source_id, clock())
 
 
 def test_every_key_is_listed_and_the_quality_of_delivered_rows_is_counted(book: Book) -> None:
@@ -95,6 +180,62 @@ def test_coverage_counts_what_has_no_row_yet(book: Book) -> None:
             "skipped": 0,
             "pending": 3,
         }
+    ]
+
+
+def test_coverage_has_a_row_for_each_model_on_each_hardware(book: Book) -> None:
+    """In their order. Old contents do not count, and a pair that is only in the ledger has nothing on disk and nothing pending."""
+    pairs = [("gpt2", "cpu"), ("gpt2", "cuda"), ("vit", "cpu"), ("vit", "cuda")]
+    on_disk = {pairs[3]: (7, 2), pairs[0]: (1, 0), pairs[1]: (3, 1)}
+    comparison = Comparison(11, 8, {"too_old": 3}, "signature", "days=0", on_disk)
+    book.ledger.deliveries.compared(book.holder, book.source_id, comparison, superseded=[], returned=[], withdrawn=[])
+    rows = [pairs[0], pairs[1], pairs[1], pairs[2], pairs[3], pairs[3]]
+    batch = make_batch(*[{"model_name": model, "hardware_platform": hardware} for model, hardware in rows])
+    book.claim(batch)
+    failed = Outcome(Fate.FAILED, "try_later", "later")
+    book.acknowledge(batch, {1: failed, 2: IN_DOUBT, 4: Outcome(Fate.REJECTED, "refused_by_api", "no")})
+    old = [("1", (1).to_bytes(16, "big"))]
+    book.ledger.deliveries.compared(book.holder, book.source_id, comparison, superseded=old, returned=[], withdrawn=[])
+    nothing = {"delivered": 0, "retrying": 0, "in_doubt": 0, "rejected": 0, "skipped": 0, "pending": 0}
+    assert book.ledger.accounts.coverage(book.source_id) == [
+        {"model": "gpt2", "hardware": "cpu", "total": 1, **nothing, "pending": 1},
+        {"model": "gpt2", "hardware": "cuda", "total": 3, **nothing, "retrying": 1, "in_doubt": 1, "skipped": 1},
+        {"model": "vit", "hardware": "cpu", "total": 0, **nothing, "delivered": 1},
+        {"model": "vit", "hardware": "cuda", "total": 7, **nothing, "delivered": 1, "rejected": 1, "skipped": 2, "pending": 3},
+    ]
+
+
+def test_refusals_are_grouped_by_what_they_say_and_the_most_frequent_come_first(book: Book) -> None:
+    """Then by code and by sentence; a row in another state is another group, and rows that do not count or wait for nothing are in none."""
+    said = [
+        *[(Fate.FAILED, "b_code", "z")] * 3,
+        *[(Fate.FAILED, "a_code", "z")] * 2,
+        *[(Fate.REJECTED, "a_code", "y")] * 2,
+        *[(Fate.REJECTED, "c_code", "a")] * 2,
+        (Fate.REJECTED, "b_code", "z"),
+        (Fate.REJECTED, "d_code", "z"),
+        (Fate.IN_DOUBT, "a_code", "x"),
+        (Fate.FAILED, "old", "superseded"),
+        (Fate.REJECTED, "asked_again", "pending"),
+    ]
+    book.compared(len(said))
+    batch = make_batch(*[{}] * len(said))
+    book.claim(batch)
+    book.acknowledge(batch, {row: Outcome(*outcome) for row, outcome in enumerate(said)})
+    book.compared(len(said), superseded=[("13", (13).to_bytes(16, "big"))])
+    book.ledger.deliveries.retry(book.source_id, rejected=True, reason="asked_again")
+    names = ("state", "code", "reason", "count")
+    assert book.ledger.accounts.refusals(book.source_id) == [
+        dict(zip(names, group, strict=True))
+        for group in [
+            ("retrying", "b_code", "z", 3),
+            ("rejected", "a_code", "y", 2),
+            ("retrying", "a_code", "z", 2),
+            ("rejected", "c_code", "a", 2),
+            ("in_doubt", "a_code", "x", 1),
+            ("rejected", "b_code", "z", 1),
+            ("rejected", "d_code", "z", 1),
+        ]
     ]
 
 
