@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -14,54 +12,12 @@ from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
 from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
 from tests.conftest import MakeSink, World, doubts_of, fill, make_batch
-from tests.kit.base_contract import BaseContractServer, free_port
+from tests.kit.base_contract import BaseContractServer
+from tests.liar import Liar
 
 
 def go_on() -> bool:
     return False
-
-
-class Liar:
-    """A server on a socket that says it can do everything and answers whatever a test says: path -> (status, JSON value)."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, Any]] = {
-            "/api/predictive-performance/measurements": (200, {"count": 0, "measurements": []}),
-            "/api/predictive-performance/health": (200, {"capabilities": ["bulk", "lookup", "idempotency"]}),
-        }
-        self.requests: list[str] = []
-        liar = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.do_POST()
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                path = self.path.partition("?")[0]
-                liar.requests.append(path)
-                status, value = liar.answers.get(path, (404, {"detail": "Not Found"}))
-                body = value if isinstance(value, bytes) else json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._listener = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
-        self._listener.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._listener.server_port}"
-        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._listener.shutdown()
-        self._thread.join()
-        self._listener.server_close()
 
 
 @pytest.fixture

@@ -186,20 +186,20 @@ def test_coverage_counts_what_has_no_row_yet(book: Book) -> None:
 def test_coverage_has_a_row_for_each_model_on_each_hardware(book: Book) -> None:
     """In their order. Old contents do not count, and a pair that is only in the ledger has nothing on disk and nothing pending."""
     pairs = [("gpt2", "cpu"), ("gpt2", "cuda"), ("vit", "cpu"), ("vit", "cuda")]
-    on_disk = {pairs[3]: (7, 2), pairs[0]: (1, 0), pairs[1]: (3, 1)}
-    comparison = Comparison(11, 8, {"too_old": 3}, "signature", "days=0", on_disk)
+    on_disk = {pairs[3]: (7, 2), pairs[0]: (1, 0), pairs[1]: (4, 1)}
+    comparison = Comparison(12, 9, {"too_old": 3}, "signature", "days=0", on_disk)
     book.ledger.deliveries.compared(book.holder, book.source_id, comparison, superseded=[], returned=[], withdrawn=[])
-    rows = [pairs[0], pairs[1], pairs[1], pairs[2], pairs[3], pairs[3]]
+    rows = [pairs[0], pairs[1], pairs[1], pairs[2], pairs[3], pairs[3], pairs[1], ("gone", "cpu")]
     batch = make_batch(*[{"model_name": model, "hardware_platform": hardware} for model, hardware in rows])
     book.claim(batch)
     failed = Outcome(Fate.FAILED, "try_later", "later")
     book.acknowledge(batch, {1: failed, 2: IN_DOUBT, 4: Outcome(Fate.REJECTED, "refused_by_api", "no")})
-    old = [("1", (1).to_bytes(16, "big"))]
+    old = [(str(number), number.to_bytes(16, "big")) for number in (1, 8)]
     book.ledger.deliveries.compared(book.holder, book.source_id, comparison, superseded=old, returned=[], withdrawn=[])
     nothing = {"delivered": 0, "retrying": 0, "in_doubt": 0, "rejected": 0, "skipped": 0, "pending": 0}
     assert book.ledger.accounts.coverage(book.source_id) == [
         {"model": "gpt2", "hardware": "cpu", "total": 1, **nothing, "pending": 1},
-        {"model": "gpt2", "hardware": "cuda", "total": 3, **nothing, "retrying": 1, "in_doubt": 1, "skipped": 1},
+        {"model": "gpt2", "hardware": "cuda", "total": 4, **nothing, "delivered": 1, "retrying": 1, "in_doubt": 1, "skipped": 1},
         {"model": "vit", "hardware": "cpu", "total": 0, **nothing, "delivered": 1},
         {"model": "vit", "hardware": "cuda", "total": 7, **nothing, "delivered": 1, "rejected": 1, "skipped": 2, "pending": 3},
     ]
@@ -213,6 +213,7 @@ def test_refusals_are_grouped_by_what_they_say_and_the_most_frequent_come_first(
         *[(Fate.REJECTED, "a_code", "y")] * 2,
         *[(Fate.REJECTED, "c_code", "a")] * 2,
         (Fate.REJECTED, "b_code", "z"),
+        (Fate.REJECTED, "c_code", "b"),
         (Fate.REJECTED, "d_code", "z"),
         (Fate.IN_DOUBT, "a_code", "x"),
         (Fate.FAILED, "old", "superseded"),
@@ -222,7 +223,7 @@ def test_refusals_are_grouped_by_what_they_say_and_the_most_frequent_come_first(
     batch = make_batch(*[{}] * len(said))
     book.claim(batch)
     book.acknowledge(batch, {row: Outcome(*outcome) for row, outcome in enumerate(said)})
-    book.compared(len(said), superseded=[("13", (13).to_bytes(16, "big"))])
+    book.compared(len(said), superseded=[("14", (14).to_bytes(16, "big"))])
     book.ledger.deliveries.retry(book.source_id, rejected=True, reason="asked_again")
     names = ("state", "code", "reason", "count")
     assert book.ledger.accounts.refusals(book.source_id) == [
@@ -234,6 +235,7 @@ def test_refusals_are_grouped_by_what_they_say_and_the_most_frequent_come_first(
             ("rejected", "c_code", "a", 2),
             ("in_doubt", "a_code", "x", 1),
             ("rejected", "b_code", "z", 1),
+            ("rejected", "c_code", "b", 1),
             ("rejected", "d_code", "z", 1),
         ]
     ]
