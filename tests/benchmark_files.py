@@ -69,3 +69,8 @@ def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
         yield holder
     finally:
         holder.communicate()
+
+
+def let_go(process: subprocess.Popen[str]) -> None:
+    """Ends the hold of `held_elsewhere`, and waits until the file is free."""
+    process.communicate()

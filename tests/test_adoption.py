@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Settlement, SyncRequest
+from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Progress, Settlement, SyncRequest
 from benchbridge_plugin.sinks.matching import match
 from tests.conftest import Clock, FullServer, MakeSink, World, doubts_of, fill, make_batch
 from tests.kit import ledgers
@@ -197,6 +198,28 @@ def test_a_new_ledger_sends_nothing_while_the_api_cannot_say_what_it_has(
     assert len(server.rows) == 6, "that was the decision"
 
 
+def test_adopting_goes_page_by_page_and_shows_how_far_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is adopted and what is unknown is counted over all pages."""
+    monkeypatch.setattr("benchbridge_plugin.settling._PAGE", 2)
+    fill(world, 9)
+    world.sink = sink = Scripted()
+    sink.settlement = lambda doubt: Settlement(Answer.STORED, "m") if int(doubt.result_id) % 2 else Settlement(Answer.UNKNOWN)
+    shown: list[Progress] = []
+    summary = world.engine().run(SyncRequest(adopt=True), progress=shown.append)
+    assert (summary.adopted, summary.unknown) == (5, 4)
+    assert [(step.done, step.planned) for step in shown if step.phase == "adopting"] == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]
+    assert world.states() == {"delivered": 5}
+
+
+def test_adopting_looks_further_back_than_is_configured(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
+    """The look-back may be longer one day."""
+    fill(world, 4)
+    sink = http_sink(server.url)
+    world.sync(sink)
+    lose_ledger(world)
+    assert world.sync(sink, policy={"days": 1}).adopted == 4
+
+
 # -- without keys in the listing ------------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +241,34 @@ def test_in_plain_mode_doubts_are_settled_by_comparing_and_counting(
     assert world.states() == {"delivered": 3}
     assert [row["measurement_source"] for row in server.rows] == ["benchmark"] * 3
     assert {row["measurement_id"] for row in world.rows()} == {"1", "2", "3"}
+
+
+def test_in_plain_mode_a_new_ledger_takes_over_by_comparing(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
+    """All that was sent is compared, and what is not there is sent."""
+    fill(world, 5)
+    world.follow(keyed=False)
+    sink = http_sink(server.url, keyed=False)
+    world.sync(sink, limit=3)
+    lose_ledger(world)
+    summary = world.sync(sink)
+    assert (summary.adopted, summary.unknown, summary.synced) == (3, 0, 2)
+    assert len(server.rows) == 5
+
+
+def test_in_plain_mode_a_new_source_does_not_take_over_what_another_one_sent(
+    tmp_path: Path, clock: Clock, world: World, server: BaseContractServer, http_sink: MakeSink
+) -> None:
+    """Two files with the same figures share a ledger and a server: each result has a measurement of its own."""
+    sink = http_sink(server.url, keyed=False)
+    other = World(tmp_path, clock, name="other")
+    for each in (world, other):
+        fill(each, 3)
+        each.follow(keyed=False)
+        assert each.engine(sink, ledger=world.ledger).run(SyncRequest()).synced == 3
+    other.mapper.close()
+    other.ledger.close()
+    assert {row["measurement_id"] for row in world.rows()} == {str(row["id"]) for row in server.rows}
+    assert len(server.rows) == 6
 
 
 def test_in_plain_mode_another_results_measurement_is_not_taken_for_this_one(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import OperationalError
 
 from benchbridge_plugin.errors import LedgerError, LedgerNewer
 from benchbridge_plugin.ledger import Ledger, schema
@@ -129,9 +130,11 @@ def test_an_upgrade_that_cannot_be_backed_up_does_not_begin(ledger: Ledger, path
     monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, lambda connection: None))
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     late = Ledger(f"sqlite:///{path}")
-    with pytest.raises(LedgerError, match="backed up"):
+    with pytest.raises(LedgerError, match="backed up") as raised:
         late.check()
     late.close()
+    assert "directory writable" in raised.value.guidance
+    assert raised.value.fields["place"] == str(path)
     assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [("1",)]
 
 
@@ -202,10 +205,35 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(ledger: Ledger, clock: 
     assert book.accounting.in_doubt == 2_000
 
 
+@pytest.mark.parametrize(
+    ("said", "todo"),
+    [
+        ("file is not a database", "backup"),
+        ("database disk image is malformed", "backup"),
+        ("attempt to write a readonly database", "writable"),
+        ("unable to open database file", "writable"),
+        ("permission denied for table deliveries", "writable"),
+        ("Permission denied", "writable"),
+        ("database or disk is full", "disk space"),
+        ("database is locked", "try again."),
+        ("could not connect to server", "can be reached"),
+    ],
+)
+def test_each_trouble_of_a_database_has_its_advice(tmp_path: Path, said: str, todo: str) -> None:
+    """The first line of what the driver says, as a sentence, with the place, and what to do about it alone."""
+    store = Store(f"sqlite:///{tmp_path}/x.sqlite")
+    for words in (said, f"{said}.", f"{said}\nDETAIL: more of it"):
+        error = store._explain(OperationalError("SELECT 1", {}, Exception(words)))
+        assert error.message == f"The ledger {tmp_path}/x.sqlite cannot be used: {said}."
+        assert error.fields["place"] == f"{tmp_path}/x.sqlite"
+        advised = {word for word in ("backup", "writable", "disk space", "try again.", "can be reached") if word in error.guidance}
+        assert advised == {todo}
+        assert error.guidance[0].isupper()
+        assert error.guidance.endswith(".")
+
+
 def test_an_error_without_words_is_still_a_sentence(tmp_path: Path) -> None:
     """Some drivers say nothing."""
-    from sqlalchemy.exc import OperationalError
-
     store = Store(f"sqlite:///{tmp_path}/x.sqlite")
     assert "OperationalError" in store._explain(OperationalError("SELECT 1", {}, Exception(""))).message
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceMissing
-from benchbridge_plugin.model import Fate, Outcome, Progress, SyncRequest
+from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceBusy, SourceError, SourceMissing
+from benchbridge_plugin.model import Answer, Fate, Outcome, Progress, Settlement, SyncRequest
+from benchbridge_plugin.source import BenchmarkSource
+from tests.benchmark_files import held_elsewhere, let_go
 from tests.conftest import Clock, MakeSink, World, fill
 from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
@@ -62,6 +66,69 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_would_do(world: World, scr
     assert (wet.synced, wet.rejected) == (3, 1)
 
 
+@pytest.mark.parametrize("read_rows", [3, 5_000])
+def test_a_dry_run_has_the_figures_of_the_run_that_follows(
+    world: World, scripted: Scripted, clock: Clock, monkeypatch: pytest.MonkeyPatch, read_rows: int
+) -> None:
+    """All of them: refusals by reason, what is skipped, the quality of what would be sent."""
+    monkeypatch.setattr("benchbridge_plugin.sync._READ_ROWS", read_rows)
+    fill(world, 12)
+    world.database.execute("UPDATE performance_results SET precision = 'int2' WHERE result_id IN (2, 5, 9)")
+    world.database.execute("UPDATE performance_results SET throughput_items_per_second = -1 WHERE result_id IN (4, 7)")
+    world.database.execute("UPDATE performance_results SET metrics = NULL WHERE result_id IN (1, 12)")
+    world.database.update(3, metrics='{"sequence_length": 128, "is_simulated": true}')
+    shown: list[Progress] = []
+    began = clock()
+    world.mapper.measure = advancing(world.mapper.measure, clock)  # type: ignore[method-assign]
+    request = SyncRequest(kind="cli", dry_run=True)
+    dry = world.engine().run(request, progress=shown.append)
+    finished = clock()
+    wet = world.sync()
+    names = ("state", "considered", "synced", "rejected", "skipped", "reasons", "quality")
+    assert [getattr(dry, name) for name in names] == [getattr(wet, name) for name in names]
+    assert (dry.synced, dry.rejected, dry.skipped, sum(dry.reasons.values()), dry.considered) == (6, 5, 1, 6, 11)
+    assert dry.quality == {"sequence_length_assumed": 2}
+    assert (dry.started_at, dry.finished_at) == (began, finished)
+    assert (dry.kind, dry.request) == ("cli", asdict(request))
+    assert "6 would be sent, 5 refused" in dry.message
+    assert dry.held["count"] > 0
+    mapped = [(step.done, step.planned) for step in shown if step.phase == "mapping"]
+    assert mapped == ([(3, 11), (6, 11), (9, 11), (11, 11)] if read_rows == 3 else [(11, 11)])
+
+
+def advancing(measure: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
+    """The same, taking a second."""
+
+    def slow(*arguments: Any) -> Any:
+        clock.advance(1)
+        return measure(*arguments)
+
+    return slow
+
+
+def test_a_dry_run_reads_no_more_than_its_limit_needs(world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes behind the last one that would be sent is not looked at."""
+    monkeypatch.setattr("benchbridge_plugin.sync._READ_ROWS", 3)
+    fill(world, 9)
+    world.database.execute("UPDATE performance_results SET precision = 'int2' WHERE result_id > 3")
+    shown: list[Progress] = []
+    dry = world.engine().run(SyncRequest(dry_run=True, limit=3), progress=shown.append)
+    assert (dry.synced, dry.rejected, dry.reasons) == (3, 0, {})
+    assert [step.done for step in shown if step.phase == "mapping"] == [3]
+    assert world.engine().run(SyncRequest(dry_run=True, limit=2)).synced == 2
+
+
+@pytest.mark.parametrize("request_", [SyncRequest(), SyncRequest(dry_run=True), SyncRequest(adopt=True)], ids=["sync", "dry run", "adopt"])
+def test_a_run_waits_for_a_file_that_somebody_writes(world: World, scripted: Scripted, request_: SyncRequest) -> None:
+    """It goes on as soon as the file is free."""
+    fill(world, 3)
+    scripted.settlement = lambda doubt: Settlement(Answer.ABSENT)
+    with held_elsewhere(world.path) as process:
+        world.source = BenchmarkSource(str(world.path), sleep=lambda seconds: let_go(process))
+        summary = world.engine().run(request_)
+    assert (summary.state, summary.error_code) == ("succeeded", None)
+
+
 def test_refused_and_failing_rows_do_not_hold_up_those_behind_them(world: World, scripted: Scripted) -> None:
     """The oldest ones fail, the newest are delivered in the same run."""
     fill(world, 9)
@@ -86,6 +153,14 @@ def test_the_wait_grows_with_jitter_and_is_capped(world: World, scripted: Script
     world.sync(policy={"retry_max_s": 600.0})
     assert world.rows()[0]["next_attempt_at"] == clock() + 5_000
     assert [row["attempts"] for row in world.rows()] == [8]
+
+
+def test_a_short_wait_is_as_short_as_it_was_set(world: World, scripted: Scripted, clock: Clock) -> None:
+    """A server that asks for no time gets none added."""
+    fill(world, 1)
+    scripted.fate = lambda result_id: FAILED
+    world.sync(policy={"retry_base_s": 0.25})
+    assert world.rows()[0]["next_attempt_at"] == clock() + 0.25
 
 
 def test_the_jitter_takes_the_upper_half(world: World, scripted: Scripted, clock: Clock) -> None:
@@ -284,3 +359,48 @@ def test_a_scheduled_run_that_has_something_to_do_is_a_run(event: str, world: Wo
     summary = world.engine().run(SyncRequest(kind="schedule", days=3 if event == "look-back" else None))
     assert summary.run_id == 2
     assert summary.state == {"missing": "failed", "retry is due": "partial"}.get(event, "succeeded")
+
+
+# -- looking without moving -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_refresh_compares_a_file_that_changed_and_no_other(world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves nothing, asks no sink, and gives the lease back."""
+    fill(world, 3)
+    assert (world.engine().refresh().total, world.accounting.pending) == (3, 3)
+    assert world.ledger.leases.holder(world.name) is None
+    world.database.insert(result_id=4)
+    assert world.engine().refresh().total == 4
+    assert world.ledger.runs.history(1) == []
+    assert (scripted.sent, scripted.profiles) == ([], 0)
+    monkeypatch.setattr(type(world.source), "_open", lambda *arguments, **options: pytest.fail("the file was opened"))
+    assert world.engine().refresh().total == 4
+
+
+def test_a_refresh_looks_as_far_back_as_a_sync_does(world: World, scripted: Scripted) -> None:
+    """As configured, so that the sync that follows finds nothing to compare anew."""
+    fill(world, 3)
+    assert world.engine(days=1).refresh().skipped_by_reason == {"older_than_lookback": 3}
+    assert world.engine().refresh().skipped == 3, "the file is as it was compared"
+
+
+def test_a_refresh_that_fails_gives_the_lease_back(world: World, scripted: Scripted) -> None:
+    """The file went away between the look at it and the reading."""
+    fill(world, 3)
+    world.path.write_bytes(b"no database")
+    with pytest.raises(SourceError):
+        world.engine().refresh()
+    assert world.ledger.leases.holder(world.name) is None
+
+
+def test_a_refresh_waits_for_a_writer_only_when_told_to(world: World, scripted: Scripted) -> None:
+    """A status page is not to hang."""
+    fill(world, 3)
+    pauses: list[float] = []
+    with held_elsewhere(world.path) as process:
+        world.source = BenchmarkSource(str(world.path), sleep=pauses.append)
+        with pytest.raises(SourceBusy):
+            world.engine().refresh()
+        assert pauses == []
+        world.source = BenchmarkSource(str(world.path), sleep=lambda seconds: let_go(process))
+        assert world.engine().refresh(wait=True).total == 3

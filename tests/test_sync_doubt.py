@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from unified_server.predictive.service import PredictivePerformance
 
-from benchbridge_plugin.model import Answer, Doubt, Outcome, Settlement
+from benchbridge_plugin.model import Answer, Doubt, Outcome, Settlement, SyncRequest
 from benchbridge_plugin.sinks.service import ServiceSink
+from benchbridge_plugin.source import BenchmarkSource
+from tests.benchmark_files import held_elsewhere, let_go
 from tests.conftest import Clock, MakeSink, World, fill
 from tests.kit.base_contract import LISTING, RECORD, BaseContractServer, Fault
 from tests.kit.layouts import build
@@ -42,6 +44,55 @@ def test_doubts_that_end_within_the_run_are_counted_where_they_ended(world: Worl
     assert second.reasons == {"no_answer": 1, "try_later": 1}
     assert second.considered == 3
     assert world.states() == {"delivered": 2, "sending": 1, "retrying": 1}
+
+
+def test_many_doubts_of_this_run_and_of_an_earlier_one_are_each_counted_once(world: World, scripted: Scripted) -> None:
+    """Earlier ones that ended are settled, whichever way; this run's that were stored are synced, and the others stay failed."""
+    fill(world, 12)
+    scripted.fate = lambda result_id: IN_DOUBT
+    assert world.sync(limit=5).failed == 5
+    scripted.fate = lambda result_id: IN_DOUBT if result_id != "12" else None
+    said = {**dict.fromkeys("12", Answer.STORED), **dict.fromkeys("34", Answer.ABSENT)}
+    said |= {**dict.fromkeys("678", Answer.STORED), **dict.fromkeys(("9", "10"), Answer.ABSENT)}
+    scripted.settlement = lambda doubt: Settlement(said.get(doubt.result_id, Answer.UNKNOWN))
+    second = world.sync(policy={"settle_after_s": 0.0})
+    assert (second.settled, second.synced, second.failed, second.in_doubt, second.rejected) == (4, 4, 3, 1, 0)
+    assert second.reasons == {"no_answer": 3}
+    assert second.considered == 7
+    assert world.states() == {"delivered": 6, "retrying": 4, "sending": 2}
+
+
+def test_doubts_that_are_given_up_are_refused_and_not_failed(world: World, scripted: Scripted) -> None:
+    """Those of an earlier run are settled as well; each of them is in the reasons once."""
+    fill(world, 6)
+    scripted.fate = lambda result_id: IN_DOUBT
+    assert world.sync(limit=2).reasons == {"no_answer": 2}
+    scripted.settlement = lambda doubt: Settlement(Answer.ABSENT)
+    second = world.sync(limit=3, policy={"settle_after_s": 0.0, "max_attempts": 1})
+    assert (second.settled, second.rejected, second.failed, second.in_doubt, second.synced) == (2, 5, 0, 0, 0)
+    assert second.reasons == {"given_up": 5}
+    assert second.considered == 5
+    third = world.sync(limit=1, policy={"settle_after_s": 0.0, "max_attempts": 1})
+    assert (third.settled, third.rejected, third.reasons) == (0, 1, {"given_up": 1})
+    assert world.states() == {"rejected": 6}
+
+
+def test_a_doubt_that_has_to_be_compared_waits_for_the_file(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
+) -> None:
+    """What was sent is read anew, and somebody is writing just now."""
+    fill(world, 2)
+    world.follow(keyed=False)
+    server.faults.add(Fault.RESET_BEFORE_STORE)
+    sink = http_sink(server.url, keyed=False, timeout_s=0.3)
+    assert world.sync(sink, limit=1).in_doubt == 1
+    clock.advance(600)
+    with held_elsewhere(world.path) as process:
+        world.source = BenchmarkSource(str(world.path), sleep=lambda seconds: let_go(process))
+        summary = world.engine(sink).run(SyncRequest())
+    assert (summary.state, summary.error_code) == ("succeeded", None)
+    assert world.states() == {"delivered": 2}
+    assert len(server.rows) == 2
 
 
 def test_an_absence_counts_only_some_time_after_the_send(world: World, scripted: Scripted, clock: Clock) -> None:
