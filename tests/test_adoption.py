@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchbridge_plugin.errors import LeaseBusy
 from benchbridge_plugin.model import MEASUREMENT_FIELDS, Answer, Doubt, Progress, Settlement, SyncRequest
 from benchbridge_plugin.sinks.matching import match
 from tests.conftest import Clock, FullServer, MakeSink, World, doubts_of, fill, make_batch
@@ -218,6 +219,26 @@ def test_adopting_looks_further_back_than_is_configured(world: World, server: Ba
     world.sync(sink)
     lose_ledger(world)
     assert world.sync(sink, policy={"days": 1}).adopted == 4
+
+
+def test_the_lease_is_kept_while_an_adoption_compares(world: World, clock: Clock) -> None:
+    """A large file takes longer than a lease lasts, and nobody may begin to send meanwhile."""
+    fill(world, 6_000)
+    world.sink = Scripted()
+    busy = 0
+
+    def look(step: Progress) -> None:
+        nonlocal busy
+        if step.phase == "comparing":
+            clock.advance(40)
+            with pytest.raises(LeaseBusy):
+                world.ledger.leases.acquire(world.name, "other", 60)
+            busy += 1
+
+    engine = world.engine()
+    engine._clock = clock
+    assert engine.run(SyncRequest(adopt=True), progress=look).unknown == 6_000
+    assert busy == 2
 
 
 # -- without keys in the listing ------------------------------------------------------------------------------------------------------------
