@@ -48,18 +48,18 @@ def test_doubts_that_end_within_the_run_are_counted_where_they_ended(world: Worl
 
 def test_many_doubts_of_this_run_and_of_an_earlier_one_are_each_counted_once(world: World, scripted: Scripted) -> None:
     """Earlier ones that ended are settled, whichever way; this run's that were stored are synced, and the others stay failed."""
-    fill(world, 12)
+    fill(world, 13)
     scripted.fate = lambda result_id: IN_DOUBT
     assert world.sync(limit=5).failed == 5
-    scripted.fate = lambda result_id: IN_DOUBT if result_id != "12" else None
+    scripted.fate = lambda result_id: IN_DOUBT if result_id != "13" else None
     said = {**dict.fromkeys("12", Answer.STORED), **dict.fromkeys("34", Answer.ABSENT)}
-    said |= {**dict.fromkeys("678", Answer.STORED), **dict.fromkeys(("9", "10"), Answer.ABSENT)}
+    said |= {**dict.fromkeys("678", Answer.STORED), **dict.fromkeys(("9", "10", "11"), Answer.ABSENT)}
     scripted.settlement = lambda doubt: Settlement(said.get(doubt.result_id, Answer.UNKNOWN))
     second = world.sync(policy={"settle_after_s": 0.0})
-    assert (second.settled, second.synced, second.failed, second.in_doubt, second.rejected) == (4, 4, 3, 1, 0)
-    assert second.reasons == {"no_answer": 3}
-    assert second.considered == 7
-    assert world.states() == {"delivered": 6, "retrying": 4, "sending": 2}
+    assert (second.settled, second.synced, second.failed, second.in_doubt, second.rejected) == (4, 4, 4, 1, 0)
+    assert second.reasons == {"no_answer": 4}
+    assert second.considered == 8
+    assert world.states() == {"delivered": 6, "retrying": 5, "sending": 2}
 
 
 def test_doubts_that_are_given_up_are_refused_and_not_failed(world: World, scripted: Scripted) -> None:
