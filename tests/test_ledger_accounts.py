@@ -8,7 +8,8 @@ import pytest
 
 from benchbridge_plugin.errors import LeaseLost
 from benchbridge_plugin.ledger import Comparison
-from benchbridge_plugin.model import Fate, Outcome, RunSummary, State, SyncRequest
+from benchbridge_plugin.ledger.accounts import Compared
+from benchbridge_plugin.model import Accounting, Fate, Outcome, RunSummary, State, SyncRequest
 from tests.conftest import IN_DOUBT, LEASE_S, Book, Clock, make_batch
 
 # -- the runs ---------------------------------------------------------------------------------------------------------------------------
@@ -247,3 +248,25 @@ def test_thousands_of_new_names_are_numbered_in_one_claim(book: Book) -> None:
     batch = make_batch(*[{"model_name": f"model {row % 1_200}"} for row in range(2_000)])
     book.claim(batch)
     assert len({row["model"] for row in book.ledger.accounts.results(book.source_id, limit=5_000).rows}) == 1_200
+
+
+def test_the_accounting_is_what_the_comparison_counted_and_what_the_rows_say(book: Book, clock: Clock) -> None:
+    """Nothing of it is left over from another source, and what there is none of is 0."""
+    other = Book(book.ledger, clock, "other")
+    other.compared(7)
+    comparison = Comparison(4, 2, {"simulated": 2}, "of bench", "days=3", {("gpt2", "cuda"): (4, 2)})
+    book.ledger.deliveries.compared(book.holder, book.source_id, comparison, superseded=[], returned=[], withdrawn=[])
+    assert book.accounting == Accounting(
+        total=4, pending=2, skipped=2, skipped_by_reason={"simulated": 2}, superseded=0, withdrawn=0, compared_at=clock()
+    )
+    assert book.ledger.accounts.compared(book.source_id) == Compared("of bench", "days=3", 2)
+    assert other.ledger.accounts.compared(other.source_id) == Compared("signature", "days=0", 7)
+
+
+def test_a_source_has_rows_once_a_result_was_taken_up(book: Book, clock: Clock) -> None:
+    """Before that a comparison need not ask for any of them."""
+    other = Book(book.ledger, clock, "other")
+    other.compared(1)
+    other.claim(make_batch({}))
+    assert other.ledger.deliveries.has_rows(other.source_id) is True
+    assert book.ledger.deliveries.has_rows(book.source_id) is False
