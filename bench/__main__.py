@@ -6,7 +6,7 @@ import runpy
 import sys
 
 BENCHMARKS = {
-    "backfill": "sync a whole benchmark file in process: wall time, peak memory, how long the file was held",
+    "backfill": "sync a whole benchmark file in process, against DuckDB copying the same rows; peak memory, how long the file was held",
     "busy_writer": "sync every second beside a process that inserts 200 results a second: all arrive, and the writer is not kept waiting",
     "crash": "kill syncs at random and at named points, on each sink: nothing lost, nothing doubled",
     "workers": "gunicorn workers share one schedule while one of them is killed again and again",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psutil
 from sqlalchemy import NullPool, create_engine, text
 
 KINDS = ("sqlite", "postgresql")
@@ -56,6 +55,8 @@ class PostgresServer:
 
     def restart(self) -> None:
         """Kill it, and start it again once it is gone."""
+        import psutil
+
         process = psutil.Process(self._server.get_pid())
         family = [process, *process.children(recursive=True)]
         for member in family:
