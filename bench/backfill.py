@@ -17,7 +17,6 @@ from bench.dataset import make
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.bridge import HostServices
 
-
 _COPY = """
 INSERT INTO measurements (id, key, recorded_at, model_name, model_family, hardware_platform, batch_size, sequence_length, precision, mode,
                           throughput, latency, memory_usage, source, measured_at, source_ref, metadata)
