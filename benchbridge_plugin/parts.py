@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import Ends, HostServices
@@ -40,6 +41,9 @@ class Parts:
     working: int = 0  # how many threads use them; guarded by the workshop's gate
 
 
+_Kept = TypeVar("_Kept", Ends, Parts)
+
+
 class Workshop:
     """Builds the parts of one bridge, and closes them once the last thread that works with them has left. Safe to use from several threads.
 
@@ -67,21 +71,13 @@ class Workshop:
     def ends(self) -> Ends:
         """Source and sink. They can be looked at without a ledger."""
         with self._gate:
-            if self._ends is not None and self._ends.process != os.getpid():
-                _inherited.append(self._ends)
-                self._ends = None
-            if self._ends is None:
-                self._ends = Ends(self._config, self._host)
+            self._ends = _own(self._ends) or Ends(self._config, self._host)
             return self._ends
 
     def parts(self) -> Parts:
         """The parts, for a look. Raises LedgerError when the ledger cannot be opened."""
         with self._gate:
-            if self._parts is not None and self._parts.process != os.getpid():
-                _inherited.append(self._parts)
-                self._parts = None
-            if self._parts is None:
-                self._parts = self._build(self.ends())
+            self._parts = _own(self._parts) or self._build(self.ends())
             return self._parts
 
     @contextmanager
@@ -98,9 +94,9 @@ class Workshop:
     def close(self, timeout_s: float) -> None:
         """Stop the timer, and finish or abandon the batch in hand. May be repeated; using the workshop again opens it again."""
         with self._gate:
-            ends, self._ends = self._ends, None
-            parts, self._parts = self._parts, None
-        if parts is not None and parts.process == os.getpid():
+            ends, self._ends = _own(self._ends), None
+            parts, self._parts = _own(self._parts), None
+        if parts is not None:
             parts.stopping.set()
             deadline = time.monotonic() + timeout_s
             in_time = parts.scheduler.stop(timeout_s)
@@ -111,7 +107,7 @@ class Workshop:
                 return  # its parts stay open under it; the process is about to end
             parts.mapper.close()
             parts.ledger.close()
-        if ends is not None and ends.process == os.getpid():
+        if ends is not None:
             ends.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------------------------
@@ -147,6 +143,14 @@ class Workshop:
         )
         parts = Parts(os.getpid(), mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
         return parts
+
+
+def _own(kept: _Kept | None) -> _Kept | None:
+    """What was kept, if this process made it; what a parent made is put aside."""
+    if kept is None or kept.process == os.getpid():
+        return kept
+    _inherited.append(kept)
+    return None
 
 
 def rules_of(config: BridgeConfig) -> Rules:

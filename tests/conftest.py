@@ -29,6 +29,7 @@ from benchbridge_plugin.sync import Policy, SyncEngine
 from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
 from tests.kit.layouts import BenchmarkDatabase
+from tests.liar import Liar
 
 _ARROW = {
     "VARCHAR": pa.string(),
@@ -69,8 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
 class Clock:
     """Seconds since 1970 that pass only when told to. Sleeping on it returns at once and lets the time pass."""
 
-    def __init__(self, start: float = 1_800_000_000.0) -> None:
+    def __init__(self, start: float = 1_800_000_000.0, *, step_s: float | None = None) -> None:
         self.time = start
+        self._step_s = step_s  # what every sleep takes, however long it was meant to be
         self.slept: list[float] = []
 
     def __call__(self) -> float:
@@ -81,7 +83,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.time += seconds
+        self.time += seconds if self._step_s is None else self._step_s
 
 
 def make_batch(*rows: Mapping[str, Any], first: int = 1) -> pa.Table:
@@ -308,6 +310,19 @@ def service(tmp_path: Path) -> Iterator[PredictivePerformance]:
     made = PredictivePerformance(str(tmp_path / "predictive.duckdb"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def liar() -> Iterator[Liar]:
+    """A server that answers whatever a test says."""
+    made = Liar()
+    yield made
+    made.close()
+
+
+def go_on() -> bool:
+    """For `stopping`: never."""
+    return False
 
 
 MakeSink = Callable[..., HttpSink]

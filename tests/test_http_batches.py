@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -11,22 +11,11 @@ import pytest
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate, Receipt
 from benchbridge_plugin.sinks.wsgi import IN_PROCESS_URL, WSGIAdapter
-from tests.conftest import FullServer, MakeSink, doubts_of, make_batch
+from tests.conftest import FullServer, MakeSink, doubts_of, go_on, make_batch
 from tests.kit.base_contract import BASE, LISTING, RECORD, TASK, BaseContractServer, Fault
 from tests.liar import Liar
 
 BULK, SINGLE = f"{BASE}/record-measurements", f"{BASE}/record-measurement"
-
-
-@pytest.fixture
-def liar() -> Iterator[Liar]:
-    made = Liar()
-    yield made
-    made.close()
-
-
-def go_on() -> bool:
-    return False
 
 
 def answers(*said: bool) -> Callable[[], bool]:

@@ -12,13 +12,8 @@ import pytest
 from benchbridge_plugin.errors import SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate, Receipt
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, Reply
-from tests.conftest import MakeSink, doubts_of, make_batch
+from tests.conftest import Clock, MakeSink, doubts_of, go_on, make_batch
 from tests.kit.base_contract import LISTING, PLUGIN_HEALTH, RECORD, TASK, BaseContractServer, Fault
-
-
-def go_on() -> bool:
-    return False
-
 
 #: fault -> what is said about its row, and whether the server has the row
 OUTCOMES: Mapping[Fault, tuple[Fate | None, bool]] = {
@@ -101,14 +96,9 @@ def test_a_failed_task_is_not_taken_for_done(server: BaseContractServer, http_si
 
 def test_a_task_that_never_ends_is_in_doubt_and_is_not_taken_for_absent(server: BaseContractServer, http_sink: MakeSink) -> None:
     """The listing does not show it because it is still on its way: sending it again would double it."""
-    now = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += 1.0
-
+    clock = Clock(0.0, step_s=1.0)
     server.faults.add(Fault.TASK_SLOW, polls=12)
-    sink = http_sink(server.url, acknowledge_timeout_s=5.0, sleep=sleep, clock=lambda: now)
+    sink = http_sink(server.url, acknowledge_timeout_s=5.0, sleep=clock.sleep, clock=clock)
     batch = make_batch({})
     receipt = sink.send(batch, stopping=go_on)
     assert (receipt.exceptions[0].fate, receipt.exceptions[0].code) == (Fate.IN_DOUBT, "task_pending")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,21 +10,9 @@ import pytest
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
 from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
-from tests.conftest import MakeSink, World, doubts_of, fill, make_batch
+from tests.conftest import MakeSink, World, doubts_of, fill, go_on, make_batch
 from tests.kit.base_contract import BaseContractServer
 from tests.liar import Liar
-
-
-def go_on() -> bool:
-    return False
-
-
-@pytest.fixture
-def liar() -> Iterator[Liar]:
-    made = Liar()
-    yield made
-    made.close()
-
 
 UNSTORABLE = "\ud800 and \0"
 RECORD = "/api/predictive-performance/record-measurement"

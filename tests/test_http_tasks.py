@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Doubt, Fate, Settlement
-from tests.conftest import Clock, FullServer, MakeSink, doubts_of, make_batch
+from tests.conftest import Clock, FullServer, MakeSink, doubts_of, go_on, make_batch
 from tests.kit.base_contract import BASE, LISTING, TASK, BaseContractServer, Fault
 from tests.liar import Liar, Said
 
@@ -18,15 +18,10 @@ SINGLE, LIST = f"{BASE}/record-measurement", f"{BASE}/measurements"
 
 
 @pytest.fixture
-def liar() -> Iterator[Liar]:
-    made = Liar()
-    made.can()
-    yield made
-    made.close()
-
-
-def go_on() -> bool:
-    return False
+def liar(liar: Liar) -> Liar:
+    """One that can do no more than the base contract, until a test says so."""
+    liar.can()
+    return liar
 
 
 # -- waiting for tasks ------------------------------------------------------------------------------------------------------------------
@@ -42,31 +37,21 @@ def test_the_wait_for_a_task_doubles_up_to_a_second(server: BaseContractServer, 
 
 def test_the_wait_ends_when_its_time_is_up_to_the_second(server: BaseContractServer, http_sink: MakeSink) -> None:
     """Four questions in four seconds: at 0, 0, 1, 2 and 3."""
-    now = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += 1.0
-
+    clock = Clock(0.0, step_s=1.0)
     server.faults.add(Fault.TASK_SLOW, polls=1_000)
-    sink = http_sink(server.url, acknowledge_timeout_s=3.0, sleep=sleep, clock=lambda: now)
+    sink = http_sink(server.url, acknowledge_timeout_s=3.0, sleep=clock.sleep, clock=clock)
     assert sink.send(make_batch({}), stopping=go_on).exceptions[0].fate is Fate.IN_DOUBT
-    assert (server.requests[TASK], now) == (5, 3.0)
+    assert (server.requests[TASK], clock()) == (5, 3.0)
 
 
 def test_each_task_that_ends_gives_the_others_their_time_anew(server: BaseContractServer, http_sink: MakeSink) -> None:
     """The limit is for a server at which nothing moves, not for a long batch."""
-    now = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += 1.0
-
+    clock = Clock(0.0, step_s=1.0)
     for polls in (3, 7, 11):
         server.faults.add(Fault.TASK_SLOW, polls=polls)
-    sink = http_sink(server.url, keyed=False, acknowledge_timeout_s=5.0, sleep=sleep, clock=lambda: now)
+    sink = http_sink(server.url, keyed=False, acknowledge_timeout_s=5.0, sleep=clock.sleep, clock=clock)
     assert sink.send(make_batch({}, {}, {}), stopping=go_on).exceptions == {}
-    assert now > 5.0
+    assert clock() > 5.0
 
 
 def tasks(liar: Liar, *statuses: int) -> None:

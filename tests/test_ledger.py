@@ -328,6 +328,7 @@ def test_a_source_without_results_sees_nothing_of_another(book: Book, clock: Clo
     fill_in(book)
     empty = Book(book.ledger, clock, "empty")
     deliveries, accounts, number = book.ledger.deliveries, book.ledger.accounts, empty.source_id
+    assert deliveries.has_rows(book.source_id)
     assert not deliveries.has_rows(number)
     assert len(deliveries.known(number, ["1", "2"])) == 0
     assert deliveries.current_ids(number, "", 10) == []

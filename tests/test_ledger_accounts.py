@@ -261,12 +261,3 @@ def test_the_accounting_is_what_the_comparison_counted_and_what_the_rows_say(boo
     )
     assert book.ledger.accounts.compared(book.source_id) == Compared("of bench", "days=3", 2)
     assert other.ledger.accounts.compared(other.source_id) == Compared("signature", "days=0", 7)
-
-
-def test_a_source_has_rows_once_a_result_was_taken_up(book: Book, clock: Clock) -> None:
-    """Before that a comparison need not ask for any of them."""
-    other = Book(book.ledger, clock, "other")
-    other.compared(1)
-    other.claim(make_batch({}))
-    assert other.ledger.deliveries.has_rows(other.source_id) is True
-    assert book.ledger.deliveries.has_rows(book.source_id) is False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from benchbridge_plugin.errors import LeaseBusy
 from benchbridge_plugin.ledger import Ledger
@@ -127,3 +128,12 @@ def test_a_fork_does_not_share_connections(ledger: Ledger, url: str, clock: Cloc
     ledger.runs.set_schedule(source_id, paused=False)
     if ledgers.kind == "sqlite":
         assert ledgers.read_rows(url, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
+def test_a_commit_is_on_disk_before_anything_is_done_because_of_it(ledger: Ledger) -> None:
+    """Whatever the server is set to: a claim that was lost in a crash would be sent again."""
+    with ledger._store.writing() as connection:
+        if ledgers.kind == "sqlite":
+            assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2  # FULL
+        else:
+            assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on"

@@ -12,11 +12,7 @@ import pytest
 from benchbridge_plugin.errors import SinkUnreachable
 from benchbridge_plugin.model import CONTRACT_HARDWARE, CONTRACT_MODES, CONTRACT_PRECISIONS, MEASUREMENT_FIELDS, Fate, SinkProfile
 from benchbridge_plugin.sinks.service import ServiceSink
-from tests.conftest import MEASUREMENT, make_batch
-
-
-def go_on() -> bool:
-    return False
+from tests.conftest import MEASUREMENT, go_on, make_batch
 
 
 class Host:

@@ -47,6 +47,8 @@ class Store:
         if self.is_sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self._engine, "connect", _prepare_server)
         self._ready_in: int | None = None
 
     @property
@@ -198,6 +200,14 @@ def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _prepare_server(dbapi_connection: Any, _record: object) -> None:
+    """A commit is on disk before anything is sent because of it, also where the server is set not to wait for that."""
+    cursor = dbapi_connection.cursor()
+    cursor.execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
+    cursor.close()
+    dbapi_connection.commit()
 
 
 def _use_wal(cursor: Any) -> None:

@@ -7,8 +7,6 @@ import itertools
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,21 +35,11 @@ class PostgresServer:
     def new_url(self) -> str:
         """The URL of an empty ledger."""
         schema = f"ledger{next(self._numbers)}"
-        with self.connected() as connection:
+        url = str(self._server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
+        with create_engine(url, poolclass=NullPool).begin() as connection:
             connection.execute(text(f"CREATE SCHEMA {schema}"))
-        # Tests ask for what is promised, not for what survives a power cut: without this, every commit waits for the disk.
-        options = quote(f"-csearch_path={schema} -csynchronous_commit=off")
-        return f"{self._url}&options={options}"
-
-    @contextmanager
-    def connected(self) -> Iterator[Any]:
-        engine = create_engine(self._url, poolclass=NullPool)
-        with engine.begin() as connection:
-            yield connection
-
-    @property
-    def _url(self) -> str:
-        return str(self._server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
+        # As some servers are set; the ledger has to see to it that its commits last.
+        return f"{url}&options={quote(f'-csearch_path={schema} -csynchronous_commit=off')}"
 
     def restart(self) -> None:
         """Kill it, and start it again once it is gone."""
@@ -89,8 +77,7 @@ def lose(url: str) -> None:
         for gone in path.parent.glob(path.name + "*"):
             gone.unlink()
         return
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
+    with create_engine(url, poolclass=NullPool).begin() as connection:
         schema = connection.execute(text("SELECT current_schema()")).scalar_one()
         connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
         connection.execute(text(f"CREATE SCHEMA {schema}"))
@@ -98,6 +85,5 @@ def lose(url: str) -> None:
 
 def read_rows(url: str, sql: str) -> list[dict[str, Any]]:
     """What a query finds, read past benchbridge's own code."""
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
+    with create_engine(url, poolclass=NullPool).connect() as connection:
         return [dict(row) for row in connection.execute(text(sql)).mappings()]
