@@ -81,40 +81,48 @@ _DEPTH = """list_reduce(list_prepend(CAST(0 AS BIGINT), list_transform(string_sp
                        lambda seen, step: greatest(seen // 1000000, seen % 1000000 + step) * 1000000 + seen % 1000000 + step) // 1000000"""
 
 
-def _strict(extras: str) -> str:
-    """Whether extras that DuckDB takes for JSON are JSON for everybody. The costly looks are for the few that the cheap ones point at."""
+def _strict(extras: str, valid: str) -> str:
+    """Whether extras that DuckDB takes for JSON (`valid`) are JSON for everybody. The costly looks are for the few that the cheap ones point at."""
     bare = f"regexp_replace({extras}, '{_STRING}', '\"\"', 'g')"
-    return f"""CASE WHEN NOT coalesce(json_valid({extras}), false) OR strlen({extras}) > {_LARGEST_EXTRAS} THEN false
+    return f"""CASE WHEN NOT coalesce({valid}, false) OR strlen({extras}) > {_LARGEST_EXTRAS} THEN false
                    WHEN NOT regexp_matches({extras}, '{_LOOSE_NEARBY}') THEN true
                    WHEN regexp_matches({bare}, '{_LOOSE}') THEN false
                    ELSE {_DEPTH.format(bare=bare)} <= {_DEEPEST_EXTRAS} END"""
 
 
 # Each field so that no two rows can give the same text: text with its length in front (nothing in front when it is null), numbers up to a semicolon.
-_TEXTS = ("model_name", "hardware_type", "device_name", "precision", "test_case", "run_started", "result_time", "extras", "more_extras")
+# A figure is the 64 bits of its double, which cost less than its decimal digits; zero has no sign, and NaN is one value.
+_TEXTS = (
+    "model_name",
+    "hardware_type",
+    "device_name",
+    "precision",
+    "test_case",
+    "run_started",
+    "result_time",
+    "extras",
+    "more_extras",
+)
+_NAN_BITS = 0x7FF8 << 48  # the quiet one
 _FIGURES = ("throughput", "latency_ms", "memory_mb")
 _CONTENT = ", ".join(
     (
         *(f"strlen({name}), ':', {name}" for name in _TEXTS),
         *(f"{name}, ';'" for name in ("batch_size", "sequence_length")),
-        *(f"CASE WHEN isnan({name}) THEN 'nan' ELSE CAST({name} AS VARCHAR) END, ';'" for name in _FIGURES),
+        *(
+            f"CASE WHEN isnan({name}) THEN {_NAN_BITS} WHEN {name} = 0 THEN 0 ELSE CAST(CAST({name} AS BIT) AS BIGINT) END, ';'"
+            for name in _FIGURES
+        ),
     )
 )
 # A time is one with a year of four digits; others ('infinity', years before Christ) would overflow here or in a reader.
 _TIME = "TRY_CAST(CASE WHEN regexp_matches({0}, '^[0-9]{{4}}-[^(]*$') THEN {0} END AS TIMESTAMPTZ)"
-_READ_SQL = f"""
-    SELECT *,
-           coalesce({_TIME.format("run_started")}, {_TIME.format("result_time")}) AS read_at,
-           CASE WHEN epoch_us(read_at) BETWEEN -62135510400000000 AND 253402214400000000 THEN read_at END AS measured_at,
-           unhex(md5(concat({_CONTENT}))) AS content_hash
-      FROM benchbridge_rows
-"""
 
 
 def _within(extras: str, *names: str) -> str:
-    """The values under these names in extras, as text: one parse for all of them."""
+    """The values under these names in extras that are valid JSON, as text: one parse for all of them."""
     paths = ", ".join(f"'$.{name}'" for name in names)
-    return f"CASE WHEN json_valid({extras}) THEN json_extract_string({extras}, [{paths}]) END"
+    return f"json_extract_string({extras}, [{paths}])"
 
 
 # Lookups and lists, not joins: a join would take the rows for the smaller side and build its hash table of them.
@@ -125,58 +133,51 @@ _TRUE = "coalesce(TRY_CAST({} AS BOOLEAN), false)"  # as layout.py reads the col
 # A number of items is a whole one: a cast alone would make 17 of 16.5.
 _WHOLE = "CASE WHEN {0} IS NOT NULL THEN CASE WHEN TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE) THEN TRY_CAST({0} AS BIGINT) END END"
 _SIMULATED_NAMES = ("is_simulated", "simulation_mode")
-_MENTIONED = r"contains({0}, 'simulat') OR contains({0}, '\u')"  # most extras need no parse; a name can be spelt with escapes
-
-_CENSUS_SQL = f"""
-    WITH seen AS ({_READ_SQL}),
-    timed AS (
-        SELECT *,
-               epoch_us(measured_at) AS measured_at_us,
-               CASE WHEN {_MENTIONED.format("extras")} THEN {_within("extras", *_SIMULATED_NAMES)} END AS said,
-               CASE WHEN {_MENTIONED.format("more_extras")} THEN {_within("more_extras", *_SIMULATED_NAMES)} END AS also_said
-          FROM seen
-    )
-    SELECT result_id,
-           content_hash,
-           CASE WHEN contains(result_id, chr(0)) THEN 'result_id_missing' -- no ledger on PostgreSQL could keep it
-                WHEN coalesce(simulated, false)
-                  OR coalesce(hardware_simulated, false)
-                  OR {_TRUE.format("said[1]")}
-                  OR {_TRUE.format("said[2]")}
-                  OR {_TRUE.format("also_said[1]")}
-                  OR {_TRUE.format("also_said[2]")} THEN 'simulated'
-                WHEN NOT coalesce(run_success, true)
-                  OR coalesce(list_contains({_FAILED}, lower(trim(run_status, $blank))), false) THEN 'failed_run'
-                WHEN measured_at_us < $cutoff_us THEN 'older_than_lookback'
-           END AS skip,
-           ($model IS NULL OR coalesce(model_name = $model, false)) AS wanted,
-           coalesce(list_contains(CAST($priority AS VARCHAR[]), model_name), false) AS priority,
-           measured_at_us,
-           coalesce(model_name, '') AS model,
-           coalesce({_HARDWARE.format("lower(trim(hardware_type, $blank))")}, lower(trim(hardware_type, $blank)), '') AS hardware
-      FROM timed
-"""
-
+_MENTIONED = r"(contains({0}, 'simulat') OR contains({0}, '\u'))"  # most extras need no parse; a name can be spelt with escapes
 _SHOWN = r"regexp_replace(left({}, 60), '[\p{{C}}\p{{Zl}}\p{{Zp}}]', '?', 'g')"  # on one line, and read from left to right
 _SAID_NAMES = ("precision", "batch_size", "sequence_length", "seq_length", "seq_len")
-_INCOMPLETE = "nullif(trim(precision, $blank), '') IS NULL OR batch_size IS NULL OR coalesce(sequence_length, 0) = 0"
+_INCOMPLETE = "(precision_name IS NULL OR batch_size IS NULL OR coalesce(sequence_length, 0) = 0)"
+# Strict extras go into the metadata as they stand: to parse and write them again costs more than all the rest of it.
+_KEPT = "CASE WHEN {strict} THEN {extras} ELSE 'null' END"
 
-_MEASURE_SQL = f"""
-    WITH seen AS ({_READ_SQL}),
+# All that is ever derived of a row, in steps. The statements below differ in what they ask for; DuckDB leaves out what no later step asks for.
+_ROWS_SQL = f"""
+    WITH read AS (
+        SELECT *,
+               coalesce({_TIME.format("run_started")}, {_TIME.format("result_time")}) AS read_at,
+               md5(concat({_CONTENT})) AS content_hex,
+               json_valid(extras) AS valid,
+               json_valid(more_extras) AS more_valid,
+               nullif(lower(trim(hardware_type, $blank)), '') AS hardware_said,
+               nullif(trim(precision, $blank), '') AS precision_name
+          FROM benchbridge_rows
+    ),
+    timed AS (
+        SELECT *,
+               CASE WHEN epoch_us(read_at) BETWEEN -62135510400000000 AND 253402214400000000 THEN read_at END AS measured_at,
+               unhex(content_hex) AS content_hash
+          FROM read
+    ),
     looked AS (
         SELECT *,
-               CASE WHEN {_INCOMPLETE} THEN {_within("extras", *_SAID_NAMES)} END AS said,
-               CASE WHEN more_extras IS NOT NULL AND ({_INCOMPLETE}) THEN {_within("more_extras", *_SAID_NAMES)} END AS also_said,
-               CASE WHEN extras IS NOT NULL THEN {_strict("extras")} END AS strict,
-               CASE WHEN more_extras IS NOT NULL THEN {_strict("more_extras")} END AS more_strict
-          FROM seen
+               epoch_us(measured_at) AS measured_at_us,
+               coalesce({_HARDWARE.format("hardware_said")}, hardware_said) AS hardware_platform,
+               CASE WHEN valid AND {_MENTIONED.format("extras")} THEN {_within("extras", *_SIMULATED_NAMES)} END AS owned,
+               CASE WHEN more_valid AND {_MENTIONED.format("more_extras")} THEN {_within("more_extras", *_SIMULATED_NAMES)} END AS also_owned,
+               CASE WHEN valid AND {_INCOMPLETE} THEN {_within("extras", *_SAID_NAMES)} END AS said,
+               CASE WHEN more_valid AND {_INCOMPLETE} THEN {_within("more_extras", *_SAID_NAMES)} END AS also_said,
+               CASE WHEN extras IS NOT NULL THEN {_strict("extras", "valid")} END AS strict,
+               CASE WHEN more_extras IS NOT NULL THEN {_strict("more_extras", "more_valid")} END AS more_strict,
+               CASE WHEN isfinite(throughput) THEN throughput END AS throughput_said,
+               CASE WHEN isfinite(latency_ms) THEN latency_ms END AS latency_said,
+               CASE WHEN isfinite(memory_mb) THEN memory_mb END AS memory_said,
+               CASE WHEN coalesce(test_case ILIKE '%train%', false) THEN 'training' ELSE 'inference' END AS mode,
+               sha1($key_start || encode(concat(result_id, chr(31), content_hex))) AS sha
+          FROM timed
     ),
     named AS (
         SELECT *,
-               nullif(lower(trim(hardware_type, $blank)), '') AS hardware_said,
-               lower(coalesce(nullif(trim(precision, $blank), ''),
-                              nullif(trim(said[1], $blank), ''),
-                              nullif(trim(also_said[1], $blank), ''))) AS precision_said,
+               lower(coalesce(precision_name, nullif(trim(said[1], $blank), ''), nullif(trim(also_said[1], $blank), ''))) AS precision_said,
                coalesce(batch_size, {_WHOLE.format("said[2]")}, {_WHOLE.format("also_said[2]")}) AS batch_said,
                coalesce(nullif(sequence_length, 0),
                         nullif({_WHOLE.format("said[3]")}, 0),
@@ -185,19 +186,23 @@ _MEASURE_SQL = f"""
                         nullif({_WHOLE.format("also_said[3]")}, 0),
                         nullif({_WHOLE.format("also_said[4]")}, 0),
                         nullif({_WHOLE.format("also_said[5]")}, 0)) AS length_said,
-               CASE WHEN isfinite(throughput) THEN throughput END AS throughput_said,
-               CASE WHEN isfinite(latency_ms) THEN latency_ms END AS latency_said,
-               CASE WHEN isfinite(memory_mb) THEN memory_mb END AS memory_said
+               substr(sha, 17, 1) AS digit
           FROM looked
     ),
     meant AS (
         SELECT *,
-               coalesce({_HARDWARE.format("hardware_said")}, hardware_said) AS hardware_platform,
                coalesce({_PRECISION.format("precision_said")}, precision_said, $default_precision) AS precision_meant,
                coalesce(batch_said, $default_batch_size) AS batch_meant,
                coalesce(length_said, $default_sequence_length) AS length_meant,
-               CASE WHEN coalesce(test_case ILIKE '%train%', false) THEN 'training' ELSE 'inference' END AS mode,
-               sha1(unhex('{KEY_NAMESPACE.hex}') || encode(concat($source_name, chr(31), result_id, chr(31), lower(hex(content_hash))))) AS sha,
+               -- RFC 9562, version 5: the first 16 bytes of SHA-1 with the version and variant bits set
+               concat(substr(sha, 1, 12),
+                      '5',
+                      substr(sha, 14, 3),
+                      CASE WHEN digit IN ('0', '4', '8', 'c') THEN '8'
+                           WHEN digit IN ('1', '5', '9', 'd') THEN '9'
+                           WHEN digit IN ('2', '6', 'a', 'e') THEN 'a'
+                           ELSE 'b' END,
+                      substr(sha, 18, 15)) AS key_hex,
                (CASE WHEN length_said IS NULL THEN {int(Quality.SEQUENCE_LENGTH_ASSUMED)} ELSE 0 END
                 + CASE WHEN precision_said IS NULL THEN {int(Quality.PRECISION_ASSUMED)} ELSE 0 END
                 + CASE WHEN batch_said IS NULL THEN {int(Quality.BATCH_SIZE_ASSUMED)} ELSE 0 END
@@ -205,8 +210,9 @@ _MEASURE_SQL = f"""
                         AND abs(latency_said - 1000.0 * batch_said / throughput_said) > {_DISAGREEMENT} * latency_said
                        THEN {int(Quality.FIGURES_DISAGREE)} ELSE 0 END
                 + CASE WHEN measured_at IS NULL THEN {int(Quality.TIME_UNKNOWN)} ELSE 0 END
-                + CASE WHEN coalesce(NOT isfinite(throughput), false) OR coalesce(NOT isfinite(latency_ms), false)
-                         OR coalesce(NOT isfinite(memory_mb), false) THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
+                + CASE WHEN (throughput IS NOT NULL AND throughput_said IS NULL)
+                         OR (latency_ms IS NOT NULL AND latency_said IS NULL)
+                         OR (memory_mb IS NOT NULL AND memory_said IS NULL) THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
                 + CASE WHEN NOT coalesce(strict, true) OR NOT coalesce(more_strict, true)
                        THEN {int(Quality.EXTRAS_UNREADABLE)} ELSE 0 END) AS quality
           FROM named
@@ -226,15 +232,28 @@ _MEASURE_SQL = f"""
                     WHEN throughput_said < 0 OR latency_said < 0 OR memory_said < 0 THEN 'figure_negative'
                     WHEN coalesce(throughput_said, latency_said, memory_said) IS NULL THEN 'figure_missing'
                END AS reason_code,
-               -- RFC 9562, version 5: the first 16 bytes of SHA-1 with the version and variant bits set
-               concat(substr(sha, 1, 12), '5', substr(sha, 14, 3), translate(substr(sha, 17, 1), '0123456789abcdef', '89ab89ab89ab89ab'),
-                      substr(sha, 18, 15)) AS key_hex,
                CAST(CAST(key_hex AS UUID) AS VARCHAR) AS idempotency_key
           FROM meant
     )
-    SELECT result_id,
-           content_hash,
-           unhex(key_hex) AS key,
+"""
+_IDENTITY = """result_id,
+           content_hash"""
+_CENSUS = f"""CASE WHEN contains(result_id, chr(0)) THEN 'result_id_missing' -- no ledger on PostgreSQL could keep it
+                WHEN coalesce(simulated, false)
+                  OR coalesce(hardware_simulated, false)
+                  OR {_TRUE.format("owned[1]")}
+                  OR {_TRUE.format("owned[2]")}
+                  OR {_TRUE.format("also_owned[1]")}
+                  OR {_TRUE.format("also_owned[2]")} THEN 'simulated'
+                WHEN NOT coalesce(run_success, true)
+                  OR coalesce(list_contains({_FAILED}, lower(trim(run_status, $blank))), false) THEN 'failed_run'
+                WHEN measured_at_us < $cutoff_us THEN 'older_than_lookback'
+           END AS skip,
+           ($model IS NULL OR coalesce(model_name = $model, false)) AS wanted,
+           coalesce(list_contains(CAST($priority AS VARCHAR[]), model_name), false) AS priority"""
+_SUBJECT = """coalesce(model_name, '') AS model,
+           coalesce(hardware_platform, '') AS hardware"""
+_VERDICT = f"""unhex(key_hex) AS key,
            reason_code,
            CASE reason_code
                 WHEN 'model_missing' THEN 'The result names no model (model_id is null, dangling, or the name is empty).'
@@ -253,9 +272,8 @@ _MEASURE_SQL = f"""
                 WHEN 'figure_negative' THEN 'A figure is negative (throughput, latency or memory).'
                 WHEN 'figure_missing' THEN 'The result has no usable figure (throughput, latency and memory are null, NaN or infinite).'
            END AS reason,
-           CAST(quality AS BIGINT) AS quality,
-           epoch_us(measured_at) AS measured_at_us,
-           model_name,
+           CAST(quality AS BIGINT) AS quality"""
+_MEASUREMENT = f"""model_name,
            model_family,
            hardware_platform,
            CAST(batch_meant AS BIGINT) AS batch_size,
@@ -268,20 +286,30 @@ _MEASURE_SQL = f"""
            CASE WHEN $keyed THEN 'benchmark:' || idempotency_key ELSE 'benchmark' END AS source,
            measured_at,
            $source_name || '/' || result_id AS source_ref,
-           CASE WHEN $with_metadata THEN CAST(json_object(
-                'device_name', device_name,
-                'test_case', test_case,
-                'assumed', list_filter([CASE WHEN length_said IS NULL THEN 'sequence_length' END,
-                                        CASE WHEN precision_said IS NULL THEN 'precision' END,
-                                        CASE WHEN batch_said IS NULL THEN 'batch_size' END], lambda x: x IS NOT NULL),
-                'extras', CASE WHEN more_extras IS NULL
-                               THEN CAST(CASE WHEN strict THEN extras END AS JSON)
-                               ELSE json_object('metrics', CAST(CASE WHEN strict THEN extras END AS JSON),
-                                                'metadata', CAST(CASE WHEN more_strict THEN more_extras END AS JSON))
-                          END) AS VARCHAR) END AS metadata,
-           idempotency_key
-      FROM judged
-"""
+           CASE WHEN $with_metadata THEN concat(
+                '{{"device_name":', coalesce(to_json(device_name), 'null'),
+                ',"test_case":', coalesce(to_json(test_case), 'null'),
+                ',"assumed":[', concat_ws(',', CASE WHEN length_said IS NULL THEN '"sequence_length"' END,
+                                               CASE WHEN precision_said IS NULL THEN '"precision"' END,
+                                               CASE WHEN batch_said IS NULL THEN '"batch_size"' END),
+                '],"extras":', CASE WHEN more_extras IS NULL THEN {_KEPT.format(strict="strict", extras="extras")}
+                                    ELSE concat('{{"metrics":', {_KEPT.format(strict="strict", extras="extras")},
+                                                ',"metadata":', {_KEPT.format(strict="more_strict", extras="more_extras")}, '}}') END,
+                '}}') END AS metadata,
+           idempotency_key"""
+
+
+def _select(*columns: str) -> str:
+    listed = ",\n           ".join(columns)
+    return f"{_ROWS_SQL}    SELECT {listed}\n      FROM judged"
+
+
+_CLASSIFY_SQL = _select(_IDENTITY, _CENSUS, "measured_at_us", _SUBJECT)
+_MEASURE_SQL = _select(_IDENTITY, _VERDICT, "measured_at_us", _MEASUREMENT)
+_SURVEY_SQL = _select(_IDENTITY, _CENSUS, "measured_at_us", _SUBJECT, _VERDICT, _MEASUREMENT)
+
+
+_LARGEST_BATCH = 8_192  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,48 +344,61 @@ class Mapper:
         self._statements: dict[str, duckdb.Statement] = {}
         hardware = {**HARDWARE_ALIASES, **_named(rules.hardware_aliases)}
         precisions = {**PRECISION_ALIASES, **_named(rules.precision_aliases)}
-        self._hardware = {"blank": _BLANK, "hardware_names": list(hardware), "hardware_meanings": list(hardware.values())}
         default = (rules.default_precision or "").strip(_BLANK).lower()
-        self._default_precision = precisions.get(default, default) or None
-        self._precisions = {"precision_names": list(precisions), "precision_meanings": list(precisions.values())}
+        self._said = {
+            "blank": _BLANK,
+            "hardware_names": list(hardware),
+            "hardware_meanings": list(hardware.values()),
+            "precision_names": list(precisions),
+            "precision_meanings": list(precisions.values()),
+            "priority": list(rules.priority_models),
+            "source_name": rules.source_name,
+            "key_start": KEY_NAMESPACE.bytes + f"{rules.source_name}\x1f".encode(),
+            "default_precision": precisions.get(default, default) or None,
+            "default_batch_size": rules.default_batch_size,
+            "default_sequence_length": rules.default_sequence_length,
+            "keyed": rules.keyed,
+        }
 
     def classify(self, rows: pa.Table, *, cutoff_us: int | None, model: str | None) -> pa.Table:
         """For each row what the comparison with the ledger needs: result_id, content_hash (16 bytes), skip (a SKIPS code or null), wanted
         (matches the model filter), priority, measured_at_us, model, hardware. `cutoff_us`: microseconds since 1970 UTC, None for no limit."""
-        priority = list(self._rules.priority_models)
-        return self._run(_CENSUS_SQL, rows, {"cutoff_us": cutoff_us, "model": model, "priority": priority, **self._hardware})
+        return self._run(_CLASSIFY_SQL, rows, SinkProfile(), cutoff_us, model)
 
     def measure(self, rows: pa.Table, profile: SinkProfile) -> pa.Table:
         """The rows as a batch (model.BATCH_FIELDS) for a sink that takes what `profile` says."""
-        rules = self._rules
-        batch = self._run(
-            _MEASURE_SQL,
-            rows,
-            {
-                **self._hardware,
-                **self._precisions,
-                "source_name": rules.source_name,
-                "default_precision": self._default_precision,
-                "default_batch_size": rules.default_batch_size,
-                "default_sequence_length": rules.default_sequence_length,
-                "hardware": list(profile.hardware),
-                "precisions": list(profile.precisions),
-                "modes": list(profile.modes),
-                "keyed": rules.keyed,
-                "with_metadata": "measured_at" in profile.capabilities,
-            },
-        )
-        # The instants are right in any zone; the column carries that of the session, and readers should not see which one that is.
-        at = batch.schema.get_field_index("measured_at")
-        return batch.set_column(at, "measured_at", batch.column(at).cast(pa.timestamp("us", "UTC")))
+        return self._run(_MEASURE_SQL, rows, profile, None, None)
 
-    def _run(self, sql: str, rows: pa.Table, parameters: Mapping[str, object]) -> pa.Table:
+    def survey(self, rows: pa.Table, profile: SinkProfile, *, cutoff_us: int | None, model: str | None) -> pa.Table:
+        """The columns of `classify` and then all others of `measure`: each row is read and hashed once."""
+        return self._run(_SURVEY_SQL, rows, profile, cutoff_us, model)
+
+    def _run(self, sql: str, rows: pa.Table, profile: SinkProfile, cutoff_us: int | None, model: str | None) -> pa.Table:
+        parameters = {
+            **self._said,
+            "hardware": list(profile.hardware),
+            "precisions": list(profile.precisions),
+            "modes": list(profile.modes),
+            "with_metadata": "measured_at" in profile.capabilities,
+            "cutoff_us": cutoff_us,
+            "model": model,
+        }
+        found = self._ask(sql, rows, parameters)
+        at = found.schema.get_field_index("measured_at")
+        if at < 0:
+            return found
+        # The instants are right in any zone; the column carries that of the session, and readers should not see which one that is.
+        return found.set_column(at, "measured_at", found.column(at).cast(pa.timestamp("us", "UTC")))
+
+    def _ask(self, sql: str, rows: pa.Table, parameters: Mapping[str, object]) -> pa.Table:
         with self._lock:
             if sql not in self._statements:  # parsing takes as long as running over a thousand rows
                 (self._statements[sql],) = self._connection.extract_statements(sql)
-            self._connection.register("benchbridge_rows", rows)
+            statement = self._statements[sql]
+            # DuckDB gives each thread a record batch at a time, and a table that it made itself is a single one.
+            self._connection.register("benchbridge_rows", pa.Table.from_batches(rows.to_batches(_LARGEST_BATCH), rows.schema))
             try:
-                result = self._connection.sql(self._statements[sql], params=dict(parameters))
+                result = self._connection.sql(statement, params={name: parameters[name] for name in statement.named_parameters})
                 return cast("pa.Table", result.to_arrow_table())
             finally:
                 self._connection.unregister("benchbridge_rows")

