@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from unified_server import InvalidInput
+from unified_server.predictive import store
 from unified_server.predictive.service import PredictivePerformance
 
 Service = PredictivePerformance
@@ -205,3 +207,98 @@ def test_measurements_and_keys_survive_a_restart(tmp_path: Path) -> None:
         (outcome,) = service.record_measurements([{"model_name": "m", "hardware_platform": "cpu", "idempotency_key": "k"}])
         service.close()
         assert (outcome["status"], outcome["measurement_id"]) == (status, "m-1")
+
+
+def ids_of(outcome: pa.Table) -> list[str | None]:
+    ids: list[str | None] = outcome.column("measurement_id").to_pylist()
+    return ids
+
+
+def test_a_known_key_in_the_middle_of_a_batch_holds_up_no_other_row(service: Service) -> None:
+    wanted = keys(3000)
+    (known,) = ids_of(service.record_measurement_table(table_of([wanted[1500]])))
+    outcome = service.record_measurement_table(table_of(wanted))
+    assert outcome.column("status").to_pylist() == ["created"] * 1500 + ["existing"] + ["created"] * 1499
+    assert ids_of(outcome)[1500] == known
+    assert service.lookup(wanted) == dict(zip(wanted, ids_of(outcome), strict=True))
+    assert service.recorded == len(service.list_measurements(limit=10_000)) == 3000
+
+
+def test_a_bad_row_among_good_ones_is_the_only_one_refused(service: Service) -> None:
+    table = table_of([*keys(2999), None], batch_size=[*range(1, 1000), 0, *range(1001, 3001)])
+    outcome = service.record_measurement_table(table)
+    assert outcome.column("status").to_pylist() == ["created"] * 999 + ["rejected"] + ["created"] * 2000
+    assert outcome.column("error").to_pylist()[999] == "batch_size: Input should be greater than or equal to 1"
+    assert [row["batch_size"] for row in service.list_measurements(limit=10_000)] == [*range(3000, 1000, -1), *range(999, 0, -1)]
+
+
+def test_ids_stay_unique_when_batches_of_new_keys_follow_ones_that_went_row_by_row(service: Service) -> None:
+    wanted = keys(500)
+    tables = [table_of(wanted[:200]), table_of(wanted[100:300]), table_of([*wanted[300:], wanted[300]]), table_of([None, None])]
+    ids = {number for table in tables for number in ids_of(service.record_measurement_table(table))}
+    rows = service.list_measurements(limit=10_000)
+    assert sorted(row["id"] for row in rows) == list(range(1, 503))
+    assert ids == {row["measurement_id"] for row in rows}
+
+
+@pytest.mark.parametrize("repeated", [False, True], ids=["all new", "a key repeated"])
+def test_the_outcomes_of_300_000_rows_are_in_the_order_of_the_rows(service: Service, repeated: bool) -> None:
+    wanted = [f"key {number}" for number in range(300_000)]
+    if repeated:
+        wanted[-1] = wanted[0]
+    outcome = service.record_measurement_table(table_of(wanted, batch_size=list(range(1, 300_001))))
+    assert outcome.column("idempotency_key").to_pylist() == wanted
+    statuses = outcome.column("status").to_pylist()
+    assert (set(statuses[:-1]), statuses[-1]) == ({"created"}, "existing" if repeated else "created")
+    asked = wanted[::1000]
+    assert service.lookup(asked) == dict(zip(asked, ids_of(outcome)[::1000], strict=True))
+    newest = [row["batch_size"] for row in service.list_measurements(limit=50_000)]
+    last = 299_999 if repeated else 300_000
+    assert newest == list(range(last, last - 50_000, -1))
+
+
+def test_a_batch_that_fails_on_its_second_way_leaves_nothing_of_its_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of([*keys(200_000), keys(1)[0]])
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_INSERT_CHOSEN", "SELECT error('the disk is full') WHERE ? IS NOT NULL")
+        with pytest.raises(duckdb.Error, match="the disk is full"):
+            service.record_measurement_table(table)
+    assert service.list_measurements() == []
+    assert service.lookup(keys(10)) == {}
+    assert service.recorded == 0
+    assert ids_of(service.record_measurement_table(table_of(keys(1)))) == ["m-1"]
+
+
+KILLED = """
+import sys
+import pyarrow as pa
+from unified_server.predictive.service import PredictivePerformance
+service = PredictivePerformance(sys.argv[1])
+for batch in range(1000):
+    keys = [f"{batch}/{row}" for row in range(2000)]
+    service.record_measurement_table(pa.table({"model_name": ["m"] * 2000, "hardware_platform": ["cpu"] * 2000, "idempotency_key": keys}))
+    print(batch, flush=True)
+"""
+
+
+def test_a_process_that_is_killed_leaves_whole_batches(tmp_path: Path) -> None:
+    path = tmp_path / "killed.duckdb"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        answered = 1 + [int(worker.stdout.readline()) for _ in range(5)][-1]
+        worker.kill()
+    service = PredictivePerformance(str(path))
+    rows = service.list_measurements(limit=10_000_000)
+    assert len(rows) % 2000 == 0
+    assert len(rows) >= answered * 2000
+    assert {row["id"] for row in rows} == set(range(1, len(rows) + 1))
+    assert len({row["idempotency_key"] for row in rows}) == len(rows)
+    service.close()
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', ' \n\t{"a": 1}', "{}", "[{}]", '"{"', "{", "{} {}", "", "null", '\ufeff{"a": 1}', "\x0c{}"])
+def test_what_is_a_json_object_is_what_duckdb_takes_for_one(service: Service, text: str) -> None:
+    query = "SELECT CASE WHEN json_valid($1) THEN json_type($1) = 'OBJECT' ELSE false END"
+    row = duckdb.execute(query, [text]).fetchone()
+    (outcome,) = service.record_measurement_table(table_of(["k"], metadata=[text])).to_pylist()
+    assert row == (outcome["status"] == "created",)

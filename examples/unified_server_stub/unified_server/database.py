@@ -35,6 +35,19 @@ def waits(limit_seconds: float, *, longest: float = 0.2, clock: Callable[[], flo
         wait = min(wait * 2, longest)
 
 
+@contextmanager
+def whole(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """A transaction on the connection: committed at the end, rolled back if anything is raised."""
+    cursor.begin()
+    try:
+        yield
+        cursor.commit()
+    except BaseException:
+        with suppress(duckdb.Error):  # a failed COMMIT has ended the transaction already
+            cursor.rollback()
+        raise
+
+
 class DatabaseFile:
     """A DuckDB file.
 
@@ -110,15 +123,8 @@ class DatabaseFile:
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection with a transaction: committed at the end, rolled back if anything is raised."""
-        with self.cursor() as cursor:
-            cursor.begin()
-            try:
-                yield cursor
-                cursor.commit()
-            except BaseException:
-                with suppress(duckdb.Error):  # a failed COMMIT has ended the transaction already
-                    cursor.rollback()
-                raise
+        with self.cursor() as cursor, whole(cursor):
+            yield cursor
 
     def _connect(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         pauses = waits(self._patience_seconds)

@@ -15,6 +15,9 @@ from typing import Any
 
 EARLIEST = datetime(1970, 1, 1)
 LATEST = datetime(9999, 12, 31)
+_STRICT = json.JSONEncoder(
+    allow_nan=False, check_circular=False
+)  # what came as JSON has no circles, and those of others end in RecursionError
 
 
 class Refused(Exception):
@@ -38,6 +41,13 @@ class Field:
     def read(self, value: Any) -> Any:
         """The value to store. Raises Refused."""
         raise NotImplementedError
+
+    def read_many(self, values: list[Any]) -> list[Any] | None:
+        """The values to store of many rows, none of them null; None when one of them is not plainly right. Then ``read`` says which."""
+        try:
+            return [self.read(value) for value in values]
+        except Refused:
+            return None
 
     def sql_problem(self) -> str:
         """A SQL expression over the column of this name: the sentence that says what is wrong, or NULL."""
@@ -74,9 +84,18 @@ class Text(Field):
             raise Refused("string_unicode", "Input should be a valid string") from None
         return value
 
+    def read_many(self, values: list[Any]) -> list[Any] | None:
+        if set(map(type, values)) != {str} or max(map(len, values)) > self.longest or (self.required and "" in values):
+            return None
+        try:
+            "".join(values).encode()
+        except UnicodeEncodeError:
+            return None
+        return values
+
     def sql_problem(self) -> str:
         empty = [(f"{self.name} = ''", "String should have at least 1 character")] if self.required else []
-        too_long = (f"length({self.name}) > {self.longest}", f"String should have at most {self.longest} characters")
+        too_long = (_longer(self.name, self.longest), f"String should have at most {self.longest} characters")
         return self.sql_case(*empty, too_long)
 
     def schema(self) -> dict[str, Any]:
@@ -93,6 +112,9 @@ class Choice(Field):
         if not isinstance(value, str) or value not in self.choices:
             raise Refused("enum", self._sentence())
         return value
+
+    def read_many(self, values: list[Any]) -> list[Any] | None:
+        return values if set(map(type, values)) == {str} and set(values) <= set(self.choices) else None
 
     def sql_problem(self) -> str:
         return self.sql_case((f"{self.name} NOT IN ({', '.join(map(_quoted, self.choices))})", self._sentence()))
@@ -122,6 +144,9 @@ class Count(Field):
         if value > self.most:
             raise Refused("less_than_equal", f"Input should be less than or equal to {self.most}")
         return int(value)
+
+    def read_many(self, values: list[Any]) -> list[Any] | None:
+        return values if set(map(type, values)) == {int} and min(values) >= self.least and max(values) <= self.most else None
 
     def sql_problem(self) -> str:
         return self.sql_case(
@@ -153,6 +178,11 @@ class Figure(Field):
         if number > self.most:
             raise Refused("less_than_equal", f"Input should be less than or equal to {self.most}")
         return number
+
+    def read_many(self, values: list[Any]) -> list[Any] | None:
+        if set(map(type, values)) != {float} or not all(map(math.isfinite, values)):
+            return super(Figure, self).read_many(values)
+        return values if min(values) >= 0 and max(values) <= self.most else None
 
     def sql_problem(self) -> str:
         return self.sql_case(
@@ -187,7 +217,7 @@ class Moment(Field):
         try:
             moment = datetime.fromisoformat(value) if isinstance(value, str) else value
             if moment.tzinfo is not None:
-                moment = moment.astimezone(UTC).replace(tzinfo=None)
+                moment = (moment.astimezone(UTC) if moment.utcoffset() else moment).replace(tzinfo=None)
         except (ValueError, OverflowError):
             raise Refused("datetime_parsing", "Input should be a valid datetime in ISO 8601 form") from None
         if not EARLIEST <= moment <= LATEST:
@@ -211,7 +241,7 @@ class JsonObject(Field):
     def read(self, value: Any) -> str:
         try:
             parsed = json.loads(value) if isinstance(value, str) else value
-            text = json.dumps(parsed, allow_nan=False)
+            text = _STRICT.encode(parsed)
             text.encode()
         except (ValueError, TypeError, RecursionError):
             raise Refused("json_invalid", "Input should be a JSON object with finite numbers") from None
@@ -222,14 +252,19 @@ class JsonObject(Field):
         return text
 
     def sql_problem(self) -> str:
-        is_object = f"CASE WHEN json_valid({self.name}) THEN json_type({self.name}) = 'OBJECT' ELSE false END"
+        is_object = f"json_valid({self.name}) AND regexp_matches({self.name}, '^\\s*\\{{')"  # json_type would parse it once more
         return self.sql_case(
             (f"{self.name} IS NOT NULL AND NOT ({is_object})", "Input should be a JSON object"),
-            (f"length({self.name}) > {self.longest}", f"JSON text should have at most {self.longest} characters"),
+            (_longer(self.name, self.longest), f"JSON text should have at most {self.longest} characters"),
         )
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": True}
+
+
+def _longer(name: str, longest: int) -> str:
+    """SQL: more than ``longest`` characters. They are counted only in the few texts that have that many bytes."""
+    return f"strlen({name}) > {longest} AND length({name}) > {longest}"
 
 
 def _quoted(text: str) -> str:

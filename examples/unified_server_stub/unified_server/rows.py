@@ -26,9 +26,13 @@ def where_clause(equal: Mapping[str, str | int | None], time_column: str, since:
 
 def fetch_rows(cursor: duckdb.DuckDBPyConnection, query: str, values: Sequence[object] | Mapping[str, object]) -> list[dict[str, Any]]:
     """The rows as dicts that are fit for JSON: naive UTC times as ISO 8601 with an offset, ``metadata`` and
-    ``metrics`` parsed.
+    ``metrics`` parsed. In the order of the query.
     """
-    rows: list[dict[str, Any]] = cursor.sql(query, params=values).to_arrow_table().to_pylist()
+    # Not by way of Arrow: there ORDER BY is lost where insertion order is not preserved (``sql`` with values up to
+    # DuckDB 1.5, ``execute`` from 2.0).
+    found = cursor.execute(query, values).fetchall()
+    names = [column[0] for column in cursor.description or ()]
+    rows = [dict(zip(names, row, strict=True)) for row in found]
     for row in rows:
         for name, value in row.items():
             if isinstance(value, datetime):

@@ -78,7 +78,7 @@ class PredictionLog:
         """
         chosen = {"model_name": model_name, "hardware_platform": hardware_platform, "since": since}
         with self._file.cursor() as cursor:
-            found = cursor.sql(_PAIRS[metric], params=chosen).to_arrow_table().to_pylist()
+            found = fetch_rows(cursor, _PAIRS[metric], chosen)
         errors = sorted(abs(pair["relative_error"]) for pair in found)
         return {
             "metric": metric,

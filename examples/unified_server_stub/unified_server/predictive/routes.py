@@ -39,7 +39,9 @@ def predictive_blueprint(service: PredictivePerformance, tasks: TaskBoard, api_k
 
     @blueprint.get("/health")
     def health() -> Answer:
-        return {"status": "ok", **service.describe()}
+        described = service.describe()
+        # Besides what the service can do: read_json takes bodies in gzip.
+        return {"status": "ok", **described, "capabilities": [*described["capabilities"], "gzip"]}
 
     @blueprint.post("/record-measurement")
     def record_measurement() -> Answer:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from unified_server.predictive.predictions import PredictionLog
 from unified_server.predictive.predictor import FIGURES, predict
 from unified_server.predictive.recommend import recommend
 from unified_server.predictive.store import MeasurementStore, prepare
-from unified_server.reading import read_fields
+from unified_server.reading import read_columns, read_fields
 
 Outcome = dict[str, str | None]
 
@@ -68,6 +68,10 @@ class PredictivePerformance:
         stored is rejected with a sentence and holds up no other. "existing": the idempotency key was stored before;
         the id is that of the first.
         """
+        columns = read_columns(MEASUREMENT, measurements)
+        if columns is not None:
+            stored = self._store.record(pa.table(columns, schema=TABLE_SCHEMA), checked=True)
+            return cast(list[Outcome], stored.select(["status", "measurement_id", "error"]).to_pylist())
         outcomes: list[Outcome] = []
         good: list[dict[str, Any]] = []
         for values in measurements:
@@ -77,9 +81,9 @@ class PredictivePerformance:
             if not details:
                 good.append(row)
         if good:
-            stored = self._store.record(pa.Table.from_pylist(good, schema=TABLE_SCHEMA), checked=True).to_pylist()
+            answers = self._store.record(pa.Table.from_pylist(good, schema=TABLE_SCHEMA), checked=True).to_pylist()
             waiting = [outcome for outcome in outcomes if outcome["error"] is None]
-            for outcome, row in zip(waiting, stored, strict=True):
+            for outcome, row in zip(waiting, answers, strict=True):
                 outcome.update(status=row["status"], measurement_id=row["measurement_id"])
         return outcomes
 
