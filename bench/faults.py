@@ -78,7 +78,7 @@ def main() -> None:
             rows[-1].append(round(time.monotonic() - began, 1))
             print(*rows[-1], file=sys.stderr, flush=True)
     print(table(["fault", "cycles", "struck", "POSTs", "other requests", "requests per result", "lost", "doubled", "s"], rows))
-    print("The minimum is one POST for each result and one listing for each 250 of them.")
+    print("The minimum is one POST for each result and one listing for each 500 of them.")
     sys.exit(1 if bad else 0)
 
 

@@ -60,7 +60,7 @@ def test_a_batch_of_thousands_goes_in_bulk_and_no_row_goes_alone(full_server: Fu
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchbridge_plugin.sinks.http._BULK_ROWS", 4)
+    monkeypatch.setattr("benchbridge_plugin.sinks.bulk.PART_ROWS", 4)
 
 
 def in_bulk(liar: Liar, middle: tuple[int, Any] | None = None) -> None:

@@ -228,7 +228,7 @@ def test_never_giving_up_can_be_chosen(world: World, scripted: Scripted, clock: 
 
 
 def test_a_server_that_falls_silent_is_not_waited_for_row_by_row(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:
-    """One request without an answer, one short question whether it is there, and the run ends and says so."""
+    """One request on each connection without an answer, one short question whether it is there, and the run ends and says so."""
     fill(world, 200)
     sink = http_sink(server.url, timeout_s=0.5)
     server.faults.skip(20)
@@ -237,7 +237,7 @@ def test_a_server_that_falls_silent_is_not_waited_for_row_by_row(world: World, s
     server.faults.add(Fault.SILENCE_BEFORE_STORE, times=None, on=LISTING)
     summary = world.sync(sink)
     assert summary.error_code == "predictive_api_unreachable"
-    assert server.requests[RECORD] == 21
+    assert 21 <= server.requests[RECORD] <= 24
     server.faults.clear()
     assert world.sync(sink).error_code is None
     assert world.states() == {"delivered": 200}

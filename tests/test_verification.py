@@ -126,8 +126,8 @@ def test_a_listing_too_long_for_one_answer_is_replaced_by_questions(
     world: World, server: BaseContractServer, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each model is asked for by its own name."""
-    monkeypatch.setattr("benchbridge_plugin.sinks.http._FIRST_WINDOW", 8)
-    monkeypatch.setattr("benchbridge_plugin.sinks.http._LARGEST_WINDOW", 16)
+    monkeypatch.setattr("benchbridge_plugin.sinks.listing._FIRST_WINDOW", 8)
+    monkeypatch.setattr("benchbridge_plugin.sinks.listing._LARGEST_WINDOW", 16)
     fill(world, 4)
     world.sync(sink)
     for _ in range(20):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from io import BufferedReader, RawIOBase
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -133,8 +134,53 @@ class _BoundedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
 
+class _Line:
+    """A session for one request at a time, with all that does not change from request to request worked out once.
+
+    requests would read the environment (proxies, certificates) and the user's netrc anew for each, which takes longer than the request does.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None, verify: bool | str, adapter: BaseAdapter | None) -> None:
+        self._session = requests.Session()
+        self._session.mount(base_url, adapter or _BoundedAdapter())
+        if api_key:
+            self._session.headers["X-API-Key"] = api_key
+        self._session.headers["User-Agent"] = "benchbridge"
+        self._base_url = base_url
+        self._verify = verify
+        self._settings: Mapping[str, Any] | None = None
+        self._last: requests.PreparedRequest | None = None
+
+    def send(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout: tuple[float, float]
+    ) -> requests.Response:
+        if self._settings is None:
+            self._settings = self._session.merge_environment_settings(self._base_url, {}, True, self._verify, None)
+        request = self._prepared(method, url).copy()
+        if body is not None:
+            request.body = body
+            request.headers["Content-Type"] = "application/json"
+            request.headers["Content-Length"] = str(len(body))
+        request.headers.update(headers)
+        return self._session.send(request, timeout=timeout, allow_redirects=False, **self._settings)
+
+    def _prepared(self, method: str, url: str) -> requests.PreparedRequest:
+        last = self._last
+        # A cookie, as of a load balancer that keeps us at one server, may change with every answer.
+        if last is None or (last.method, last.url) != (method, url) or self._session.cookies:
+            last = self._last = self._session.prepare_request(requests.Request(method, url))
+        return last
+
+    def close(self) -> None:
+        self._session.close()
+
+
 class Exchange:
-    """A pooled connection to one server; one session for each thread. Never raises for what the network does."""
+    """Connections to one server, as many as there are requests at a time. Safe to share between threads; never raises for what the network does.
+
+    With an `adapter` the requests go where it carries them, which may be this process: `in_turn` says that they should be made one by one, then.
+    `is_near`: whether no network lies in between, so that a byte costs less than to make it smaller.
+    """
 
     def __init__(
         self,
@@ -146,12 +192,13 @@ class Exchange:
         adapter: BaseAdapter | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.in_turn = adapter is not None
+        self.is_near = self.in_turn or _is_loopback(self.base_url)
         self._api_key = api_key
         self._timeout_s = timeout_s
         self._verify: bool | str = ca_bundle or True
         self._adapter = adapter
-        self._sessions = threading.local()
-        self._opened: list[requests.Session] = []
+        self._idle: list[_Line] = []  # the one that was used last is taken first
         self._lock = threading.Lock()
 
     def call(
@@ -160,35 +207,57 @@ class Exchange:
         path: str,
         *,
         json_body: object = None,
+        body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        fresh: bool = False,
     ) -> Reply | NotSent | NoAnswer:
-        """`path` is everything after the base URL. `timeout_s` is for an answer wanted sooner than usual."""
+        """`path` is everything after the base URL. `timeout_s` is for an answer wanted sooner than usual, `body` is JSON already.
+
+        `fresh`: on a connection of its own, which is kept for later requests only if this one is answered.
+        """
         patience_s = min(timeout_s or self._timeout_s, self._timeout_s)
         deadline = time.monotonic() + _CONNECT_TIMEOUT_S + patience_s
+        line = self._line(fresh)
+        answer: Reply | NotSent | NoAnswer = NoAnswer("interrupted")
         try:
-            body = None if json_body is None else json.dumps(json_body, allow_nan=False).encode()
-            with self._session().request(
-                method,
-                self.base_url + path,
-                data=body,
-                headers={"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {}),
-                timeout=(min(_CONNECT_TIMEOUT_S, patience_s), patience_s),
-                allow_redirects=False,
-                stream=True,
-                verify=self._verify,
-            ) as response:
-                content = self._read(response, deadline)
+            content = body if json_body is None else json.dumps(json_body, allow_nan=False).encode()
+            timeout = (min(_CONNECT_TIMEOUT_S, patience_s), patience_s)
+            with line.send(method, self.base_url + path, content, headers or {}, timeout) as response:
+                answer = self._reply(response, deadline, patience_s)
         except (requests.exceptions.InvalidHeader, UnicodeError):  # their texts show the header
-            return NotSent("the API key has characters that a header cannot carry")
+            answer = NotSent("the API key has characters that a header cannot carry")
         except requests.ConnectTimeout:
-            return NotSent("no connection within the time limit")
+            answer = NotSent("no connection within the time limit")
         except requests.ReadTimeout:
-            return NoAnswer(f"no answer within {patience_s:g} s")
+            answer = NoAnswer(f"no answer within {patience_s:g} s")
         except (requests.RequestException, HTTPError, OSError) as error:
-            return NotSent(_cause(error)) if _never_left(error) else NoAnswer(_cause(error))
+            answer = NotSent(_cause(error)) if _never_left(error) else NoAnswer(_cause(error))
         except ValueError as error:  # a URL or a body that cannot be put into a request
-            return NotSent(_cause(error))
+            answer = NotSent(_cause(error))
+        finally:
+            if fresh and not isinstance(answer, Reply):
+                line.close()
+            else:
+                with self._lock:
+                    self._idle.append(line)
+        return answer
+
+    def close(self) -> None:
+        """Let go of the connections. One that carries a request just now stays until the next time."""
+        with self._lock:
+            lines, self._idle = self._idle, []
+        for line in lines:
+            line.close()
+
+    def _line(self, fresh: bool) -> _Line:
+        with self._lock:
+            if self._idle and not fresh:
+                return self._idle.pop()
+        return _Line(self.base_url, api_key=self._api_key, verify=self._verify, adapter=self._adapter)
+
+    def _reply(self, response: requests.Response, deadline: float, patience_s: float) -> Reply | NoAnswer:
+        content = self._read(response, deadline)
         if content is None:
             return NoAnswer(f"no whole answer within {patience_s:g} s and {_LARGEST_ANSWER} bytes")
         try:
@@ -200,26 +269,6 @@ class Exchange:
         return Reply(
             response.status_code, data, _retry_after(response.headers.get("Retry-After")), _place(response.headers.get("Location"))
         )
-
-    def close(self) -> None:
-        with self._lock:
-            sessions, self._opened = self._opened, []
-            self._sessions = threading.local()
-        for session in sessions:
-            session.close()
-
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._sessions, "session", None)
-        if session is None:
-            session = requests.Session()
-            session.mount(self.base_url, self._adapter or _BoundedAdapter())
-            if self._api_key:
-                session.headers["X-API-Key"] = self._api_key
-            session.headers["User-Agent"] = "benchbridge"
-            self._sessions.session = session
-            with self._lock:
-                self._opened.append(session)
-        return session
 
     @staticmethod
     def _read(response: requests.Response, deadline: float) -> bytes | None:
@@ -282,6 +331,14 @@ def _cause(error: BaseException) -> str:
         if mark.lower() in text.lower():
             return mark.lower()
     return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _retry_after(header: str | None) -> float | None:

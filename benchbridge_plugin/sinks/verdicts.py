@@ -6,6 +6,9 @@ from benchbridge_plugin.errors import SinkDenied, SinkError, SinkUnreachable
 from benchbridge_plugin.model import Fate, Outcome
 from benchbridge_plugin.sinks.exchange import NoAnswer, NotSent, Reply
 
+TROUBLE_LIMIT = 5  # failures in a row after which the server counts as down
+NOT_SENT = Outcome(Fate.NOT_SENT, "not_sent", "It was not sent.")
+
 
 def judge(answer: Reply | NoAnswer | NotSent, harmless_again: bool) -> Outcome:
     """What an answer that is neither a success nor a reason to stop means for its row. `harmless_again`: its key keeps it from being doubled."""

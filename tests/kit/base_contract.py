@@ -20,6 +20,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,12 +53,19 @@ class BaseContractServer:
     without it.
     `store`: a JSON-lines file that keeps the rows between objects and processes.
     `latency_s`, `redirect_target` and `api_key` may be changed at any time and count from the next request on.
+    `insert_s`: all connections share one event loop, which stands still for so long while it stores a measurement, right
+    after it answered for it.
     """
 
-    def __init__(self, api_key: str | None = None, port: int = 0, store: Path | None = None, latency_s: float = 0.0) -> None:
+    def __init__(
+        self, api_key: str | None = None, port: int = 0, store: Path | None = None, latency_s: float = 0.0, insert_s: float = 0.0
+    ) -> None:
         self.api_key = api_key
         self.port = port
         self.latency_s = latency_s
+        self.insert_s = insert_s
+        #: Held by whoever the event loop is busy with, where there is one.
+        self.loop: AbstractContextManager[object] = threading.Lock() if insert_s else nullcontext()
         #: Where Fault.REDIRECT points to; None: to the same path of this server.
         self.redirect_target: str | None = None
         self.faults = FaultPlan()
@@ -159,6 +167,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="JSON-lines file that keeps the rows")
     parser.add_argument("--api-key")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="wait before each answer")
+    parser.add_argument("--insert", type=float, default=0.0, metavar="SECONDS", help="one event loop, which stands still while it stores")
     parser.add_argument("--rate", type=float, default=0.0, help="how many of the measurements are struck by a fault, 0..1")
     parser.add_argument("--fault", action="append", default=[], choices=[fault.label for fault in Fault])
     parser.add_argument("--seed", type=int, default=0)
@@ -166,7 +175,7 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with BaseContractServer(options.api_key, options.port, options.store, options.latency) as server:
+    with BaseContractServer(options.api_key, options.port, options.store, options.latency, options.insert) as server:
         server.faults.rate(options.rate, *(fault for fault in Fault if fault.label in options.fault), seed=options.seed)
         print(f"ready {server.url}", flush=True)
         while not stopped.is_set():

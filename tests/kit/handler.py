@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -97,6 +98,10 @@ class BaseContractHandler(BaseHTTPRequestHandler):
             return None
         if self.api.api_key is not None and path.startswith(BASE) and self.headers.get("X-API-Key") != self.api.api_key:
             return self._send(_json(401, {"detail": "Invalid API key"}))
+        with self.api.loop:
+            return self._answer(route, raw, task_id)
+
+    def _answer(self, route: str, raw: bytes, task_id: str) -> None:
         try:
             if route == RECORD:
                 measurement = read_measurement(raw, self.headers.get("Content-Type", ""))
@@ -179,6 +184,8 @@ class BaseContractHandler(BaseHTTPRequestHandler):
         with self.api.store.on_the_way():
             try:
                 self._send(answer)
+                if self.api.insert_s:
+                    time.sleep(self.api.insert_s)
             finally:  # a client that has gone does not stop the task
                 self.api.store.complete(answer.stores)
 
