@@ -6,10 +6,15 @@ import runpy
 import sys
 
 BENCHMARKS = {
+    "table": "the promises about speed in one table, medians of three runs each (half an hour)",
     "backfill": "sync a whole benchmark file in process, against DuckDB copying the same rows; peak memory, how long the file was held",
+    "cycles": "a scheduled cycle with nothing new, and with a hundred new results among many",
+    "memory": "peak memory of a backfill by the number of results",
+    "status": "how long the status takes during a backfill, against when nothing happens",
     "busy_writer": "sync every second beside a process that inserts 200 results a second: all arrive, and the writer is not kept waiting",
     "crash": "kill syncs at random and at named points, on each sink: nothing lost, nothing doubled",
     "workers": "gunicorn workers share one schedule while one of them is killed again and again",
+    "http": "delivery over HTTP, one by one and in bulk, beside what the same servers take at all",
     "faults": "every fault of a bad server at a rate of 30 %: nothing lost, nothing doubled; cycles and requests it took",
 }
 

@@ -7,8 +7,8 @@ it stands. The joins run in a private in-memory DuckDB; no Python for each row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Comparison, Ledger
-from benchbridge_plugin.ledger.deliveries import KNOWN_SCHEMA
+from benchbridge_plugin.ledger.comparisons import KNOWN_SCHEMA
 from benchbridge_plugin.mapping import Mapper
-from benchbridge_plugin.model import State
+from benchbridge_plugin.model import BATCH_FIELDS, SinkProfile, State
 from benchbridge_plugin.source import BenchmarkSource
 
 _PAGE = 10_000
+_WINDOW = 50_000  # results that a first pass puts in order together
 
 # The ids that stand in more than one row. A slice is a range of ids, so all rows of one id are in the same slice.
 _REPEATED_SQL = "CREATE OR REPLACE TEMP TABLE repeated AS SELECT result_id FROM seen GROUP BY result_id HAVING count(*) > 1"
@@ -83,6 +84,8 @@ _WITHDRAWN_SQL = f"""
     UNION
     SELECT result_id FROM known SEMI JOIN repeated USING (result_id) WHERE state < {int(State.SUPERSEDED)}
 """
+_TAKES_BACK = pa.array(["simulated", "failed_run"])
+_UNTELLING = {"result_id_missing", "result_id_repeated"}  # with such rows, what is new cannot be told by ids
 _ORDER = [("priority", "descending"), ("measured_at_us", "ascending"), ("result_id", "ascending")]
 
 
@@ -98,6 +101,202 @@ class Plan:
     superseded: Sequence[tuple[str, bytes]]
     returned: Sequence[tuple[str, bytes]]
     withdrawn: Sequence[str]
+
+
+@dataclass(slots=True)
+class Census:
+    """What a first pass has counted so far, of a file that the ledger knows nothing of."""
+
+    layout: Layout
+    ids: pa.Array  # of all rows, sorted and unique
+    signature: str
+    scope: str
+    provisional: Comparison  # what is known before the first row was read: all that have an id are still to be sent
+    total: int
+    eligible: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    subjects: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    complete: bool = False
+
+    def add(self, seen: pa.Table) -> None:
+        """Count a slice: `seen` has its model, hardware and skip."""
+        counts = seen.group_by(["model", "hardware", "skip"]).aggregate([([], "count_all")])
+        for model, hardware, skip, count in zip(
+            *(counts.column(name).to_pylist() for name in ("model", "hardware", "skip", "count_all")), strict=True
+        ):
+            before = self.subjects.get((model, hardware), (0, 0))
+            self.subjects[model, hardware] = (before[0] + count, before[1] + (count if skip else 0))
+            self.total += count
+            if skip:
+                self.skipped[skip] += count
+            else:
+                self.eligible += count
+
+    def comparison(self) -> Comparison:
+        ids = None if _UNTELLING & self.skipped.keys() else self.ids
+        return Comparison(self.total, self.eligible, dict(self.skipped), self.signature, self.scope, self.subjects, ids)
+
+
+def begin_census(source: BenchmarkSource, scope: str) -> Census:
+    """Look at the ids of a file that the ledger knows nothing of. Raises SourceError."""
+    signature = str(source.signature())
+    layout, found = source.ids()
+    missing = found.null_count
+    skipped = Counter({"result_id_missing": missing} if missing else {})
+    provisional = Comparison(len(found), len(found) - missing, dict(skipped), "", scope, {})
+    return Census(layout, _sorted(found), signature, scope, provisional, total=missing, skipped=skipped)
+
+
+def first_pass(
+    source: BenchmarkSource,
+    mapper: Mapper,
+    profile: SinkProfile,
+    census: Census,
+    *,
+    cutoff_us: int | None,
+    model: str | None,
+    batch_rows: int,
+    stopping: Callable[[], bool],
+) -> Iterator[pa.Table]:
+    """All that is to be sent, read, mapped and counted once, in batches (model.BATCH_FIELDS with `is_new` and `attempts`).
+
+    Every row is new, so nothing is compared. High-priority models come first and then the oldest, within what is held in memory at a time: in a run
+    without a limit the order decides only who is sent some seconds earlier. Raises SourceError.
+    """
+    held: list[pa.Table] = []
+    size = 0
+    for rows in _gathered(source.slices(census.layout, census.ids), max(batch_rows, _WINDOW), stopping):
+        if stopping():
+            return
+        seen = _without_repeated(mapper.survey(rows, profile, cutoff_us=cutoff_us, model=model))
+        census.add(seen)
+        wanted = seen.filter(pc.and_(pc.is_null(seen.column("skip")), seen.column("wanted")))
+        held.append(wanted.select([*BATCH_FIELDS, "priority"]))
+        size += len(wanted)
+        if size >= max(batch_rows, _WINDOW):
+            window = _in_order(held, batch_rows)
+            whole = size - size % batch_rows
+            for start in range(0, whole, batch_rows):
+                yield _as_new(window.slice(start, batch_rows))
+            held, size = [window.slice(whole)], size - whole
+    if size:
+        window = _in_order(held, batch_rows)
+        for start in range(0, size, batch_rows):
+            yield _as_new(window.slice(start, batch_rows))
+    census.complete = True
+
+
+def _gathered(slices: Iterable[pa.Table], rows: int, stopping: Callable[[], bool]) -> Iterator[pa.Table]:
+    """The slices put together to at least that many rows, or up to where it has to stop: planning the mapping costs as much as thousands of rows."""
+    held: list[pa.Table] = []
+    for found in slices:
+        held.append(found)
+        if stopping() or sum(map(len, held)) >= rows:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _without_repeated(seen: pa.Table) -> pa.Table:
+    """The rows with `skip` set for ids that stand in several of them. A slice is a range of ids, so all rows of one id are in it."""
+    ids = seen.column("result_id")
+    if pc.count_distinct(ids).as_py() == len(seen):
+        return seen
+    counts = seen.select(["result_id"]).group_by("result_id").aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts.column("count_all"), 1)).column("result_id")
+    skip = pc.if_else(pc.is_in(ids, value_set=repeated), "result_id_repeated", seen.column("skip"))
+    return seen.set_column(seen.schema.get_field_index("skip"), "skip", skip)
+
+
+def _in_order(held: list[pa.Table], batch_rows: int) -> pa.Table:
+    window = pa.concat_tables(held)
+    # A large batch that is sent as a whole gains nothing by an order within it.
+    return window if len(window) // batch_rows <= 1 and len(window) > _WINDOW else window.sort_by(_ORDER)
+
+
+def _as_new(batch: pa.Table) -> pa.Table:
+    batch = batch.drop_columns(["priority"])
+    batch = batch.append_column("is_new", pa.repeat(True, len(batch)))
+    return batch.append_column("attempts", pa.repeat(pa.scalar(0, pa.int64()), len(batch)))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look for new ids found: what it counts, the ids, and what is to be sent (as in a Plan)."""
+
+    layout: Layout
+    more: Comparison
+    ids: pa.Array
+    candidates: pa.Table
+
+
+def look(
+    source: BenchmarkSource,
+    mapper: Mapper,
+    ledger: Ledger,
+    source_id: int,
+    *,
+    cutoff_us: int | None,
+    scope: str,
+    model: str | None = None,
+    most: int,
+) -> Found | None:
+    """What is new since the last comparison, by id alone, and what is due: as much work as there is new, and one look at all ids.
+
+    None when ids do not tell, because some are gone or repeated, when there is more than `most` to do, or when nothing was ever compared: then
+    `compare`. A result that changed in place is for `compare` too. Raises SourceError and LedgerError.
+    """
+    seen = ledger.comparisons.seen(source_id)
+    if not seen:
+        return None
+    signature = str(source.signature())
+    layout, ids = source.ids()
+    if ids.type != seen[0].type or ids.null_count:
+        return None
+    new = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.concat_arrays(seen)))).combine_chunks()
+    if len(ids) - len(new) != sum(map(len, seen)) or len(new) > most or pc.count_distinct(new).as_py() != len(new):
+        return None
+    due = ledger.comparisons.due(source_id, most)
+    if len(due) >= most:
+        return None
+    rows = mapper.classify(source.read(layout, new.cast(pa.string())), cutoff_us=cutoff_us, model=model)
+    if len(rows) != len(new) or len(ledger.comparisons.known(source_id, rows.column("result_id").to_pylist())):
+        return None  # the file changed between the two reads, or the ledger knows more than it has seen
+    census = Census(layout, new, signature, scope, Comparison(0, 0, {}, signature, scope, {}), total=0)
+    census.add(rows)
+    wanted = rows.filter(pc.and_(pc.is_null(rows.column("skip")), rows.column("wanted")))
+    fresh = wanted.select(["result_id", "content_hash", "priority", "measured_at_us"])
+    fresh = fresh.append_column("is_new", pa.repeat(True, len(fresh)))
+    fresh = fresh.append_column("attempts", pa.repeat(pa.scalar(0, pa.int64()), len(fresh)))
+    columns = _no_candidates().schema
+    again = _due_again(source, mapper, layout, due, cutoff_us=cutoff_us, model=model)
+    tables = [
+        pa.table([table.column(name).cast(columns.field(name).type) for name in columns.names], schema=columns) for table in (fresh, again)
+    ]
+    return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(_ORDER))
+
+
+def _due_again(
+    source: BenchmarkSource, mapper: Mapper, layout: Layout, due: pa.Table, *, cutoff_us: int | None, model: str | None
+) -> pa.Table:
+    """The rows that are due and still stand in the file as the ledger knows them, as candidates."""
+    if not len(due):
+        return _no_candidates()
+    rows = mapper.classify(source.read(layout, due.column("result_id").combine_chunks()), cutoff_us=cutoff_us, model=model)
+    rows = rows.filter(pc.and_(rows.column("wanted"), pc.invert(pc.fill_null(pc.is_in(rows.column("skip"), value_set=_TAKES_BACK), False))))
+    place = pc.index_in(identity(rows), value_set=identity(due))
+    kept = rows.filter(pc.is_valid(place))
+    attempts = due.column("attempts").take(place.drop_null())
+    kept = kept.select(["result_id", "content_hash", "priority", "measured_at_us"])
+    return kept.append_column("is_new", pa.repeat(False, len(kept))).append_column("attempts", attempts)
+
+
+def identity(rows: pa.Table) -> pa.Array:
+    """Result id and content as one value for each row."""
+    content = rows.column("content_hash").cast(pa.binary())
+    joined = pc.binary_join_element_wise(rows.column("result_id").cast(pa.binary()), content, b"\0")
+    return pa.concat_arrays(joined.chunks) if joined.num_chunks else pa.array([], pa.binary())
 
 
 def compare(
@@ -119,9 +318,8 @@ def compare(
     if ids.null_count:
         skipped["result_id_missing"] = ids.null_count
         ids = ids.drop_null()
-    ids = pc.unique(ids)
-    ids = ids.take(pc.array_sort_indices(ids))
-    first_time = not ledger.deliveries.has_rows(source_id)
+    ids = _sorted(ids)
+    first_time = not ledger.comparisons.has_rows(source_id)
 
     total, untouched, counted = skipped["result_id_missing"], 0, 0
     subjects: dict[tuple[str, str], tuple[int, int]] = {}
@@ -133,7 +331,7 @@ def compare(
     with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as joins:
         for rows in source.slices(layout, ids, wait=wait):
             seen = mapper.classify(rows, cutoff_us=cutoff_us, model=model)
-            known = KNOWN_SCHEMA.empty_table() if first_time else ledger.deliveries.known(source_id, seen.column("result_id").to_pylist())
+            known = KNOWN_SCHEMA.empty_table() if first_time else ledger.comparisons.known(source_id, seen.column("result_id").to_pylist())
             joins.register("seen", seen)
             joins.register("known", known)
             joins.execute(_REPEATED_SQL)
@@ -151,11 +349,18 @@ def compare(
                 returned += joins.execute(_RETURNED_SQL).fetchall()
                 withdrawn += [row[0] for row in joins.execute(_WITHDRAWN_SQL).fetchall()]
             progress(total, len(ids))
-    if not first_time and ledger.deliveries.count_current(source_id) > counted + len(superseded):
+    if not first_time and ledger.comparisons.count_current(source_id) > counted + len(superseded):
         withdrawn += _gone(ledger, source_id, present)
     ordered = pa.concat_tables(candidates).sort_by(_ORDER) if candidates else _no_candidates()
-    comparison = Comparison(total, untouched, dict(skipped), signature, scope, subjects)
+    telling = None if _UNTELLING & skipped.keys() else ids
+    comparison = Comparison(total, untouched, dict(skipped), signature, scope, subjects, telling)
     return Plan(layout, comparison, ordered, superseded, returned, withdrawn)
+
+
+def _sorted(ids: pa.ChunkedArray) -> pa.Array:
+    """The ids as `slices` takes them."""
+    found = pc.unique(ids.drop_null())
+    return found.take(pc.array_sort_indices(found))
 
 
 def _gone(ledger: Ledger, source_id: int, present: Sequence[pa.ChunkedArray]) -> list[str]:
@@ -163,7 +368,7 @@ def _gone(ledger: Ledger, source_id: int, present: Sequence[pa.ChunkedArray]) ->
     here = pa.chunked_array([chunk for column in present for chunk in column.chunks], pa.string())
     gone: list[str] = []
     after = ""
-    while page := ledger.deliveries.current_ids(source_id, after, _PAGE):
+    while page := ledger.comparisons.current_ids(source_id, after, _PAGE):
         missing = pc.invert(pc.is_in(pa.array(page, pa.string()), value_set=here))
         gone += pc.filter(pa.array(page, pa.string()), missing).to_pylist()
         after = page[-1]

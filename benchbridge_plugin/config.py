@@ -99,6 +99,7 @@ class BridgeConfig:
     retry_base_s: float = 30.0
     retry_max_s: float = 3600.0
     max_attempts: int = 10
+    full_comparison_minutes: float = 60.0
     lease_s: float = 60.0
     shutdown_timeout_s: float = 10.0
     bridge_api_key: str | None = None
@@ -395,6 +396,11 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
         0 < config.sync_interval_minutes <= _LONGEST_MINUTES,
         "sync_interval_minutes",
         f"more than 0 and at most {_LONGEST_MINUTES} (a year)",
+    )
+    require(
+        0 <= config.full_comparison_minutes <= _LONGEST_MINUTES,
+        "full_comparison_minutes",
+        f"0 (every time) to {_LONGEST_MINUTES} (a year)",
     )
     for key in ("sync_limit", "sync_days_lookback", "max_attempts"):
         require(getattr(config, key) >= 0, key, "0 (no limit) or more")

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum, IntEnum, IntFlag
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # The root of all keys: UUIDv5 of (URL namespace, "urn:benchbridge:delivery-key"). Changing it would make every delivered result look new.
 KEY_NAMESPACE = UUID("9bf88e46-2bbe-5d94-94a8-bfc5628facf1")
@@ -124,12 +127,13 @@ class Outcome:
 class Receipt:
     """What became of a batch, by row index.
 
-    `measurement_ids` is as long as the batch: the sink's id of each delivered row (None where it gives none). `exceptions` holds the rows that
+    `measurement_ids` is as long as the batch: the sink's id of each delivered row (None where it gives none), as a list or an Arrow array of texts.
+    `exceptions` holds the rows that
     were not delivered. `stop` is set when going on makes no sense: the sink is down or refuses the key. Rows behind it are `NOT_SENT`, and what
     failed on the way there was not the rows' own fault.
     """
 
-    measurement_ids: Sequence[str | None]
+    measurement_ids: Sequence[str | None] | pa.Array
     exceptions: Mapping[int, Outcome] = field(default_factory=dict)
     stop: Exception | None = None
 

@@ -179,6 +179,7 @@ def policy_of(config: BridgeConfig) -> Policy:
         max_attempts=config.max_attempts,
         settle_after_s=config.settle_after_s,
         lease_s=config.lease_s,
+        compare_every_s=config.full_comparison_minutes * 60,
     )
 
 

@@ -127,9 +127,9 @@ class Settler:
             rows = [row for row, settlement in enumerate(settlements) if settlement.answer is Answer.STORED]
             if rows:
                 found = batch.take(pa.array(rows, pa.int64()))
-                self._ledger.deliveries.claim(holder, source_id, found, [True] * len(rows))
+                claim = self._ledger.deliveries.claim(holder, source_id, found, pa.array([True] * len(rows), pa.bool_()))
                 receipt = Receipt([settlements[row].measurement_id for row in rows])
-                self._ledger.deliveries.acknowledge(holder, source_id, found, receipt, retry_at=lambda row, outcome: 0.0)
+                self._ledger.deliveries.acknowledge(holder, source_id, claim, receipt, retry_at=lambda row, outcome: 0.0)
                 adopted += len(rows)
             progress(min(start + _PAGE, len(new)), len(new))
         return adopted, unknown

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _FIRST_SLICE = 5_000
-_SLICE_TARGET_S = 0.05
+_SLICE_TARGET_S = 0.03  # and opening and closing the file take as long again
 _LARGEST_SLICE = 200_000
 _KEPT_HOLDS = 10_000
 _BUSY = ("Could not set lock on file", "different configuration than existing connections", "Unique file handle conflict")
@@ -142,7 +142,8 @@ class BenchmarkSource:
                 began = time.monotonic()
                 table = connection.sql(sql, params=ends).to_arrow_table()
                 took = max(time.monotonic() - began, 1e-4)
-            self._slice = int(min(max(size * min(_SLICE_TARGET_S / took, 2.0), 1_000), _LARGEST_SLICE))
+            # Smaller at once, larger in steps: a slice that was quick by chance must not be followed by one that holds the file for long.
+            self._slice = int(min(max(size * min(_SLICE_TARGET_S / took, 1.5), 1_000), _LARGEST_SLICE))
             start += size
             yield table
 

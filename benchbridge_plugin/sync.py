@@ -10,31 +10,23 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchbridge_plugin.clocks import elapsed_s
-from benchbridge_plugin.comparison import Plan, compare
+from benchbridge_plugin.comparison import Found, Plan, begin_census, compare, first_pass, identity, look
+from benchbridge_plugin.conveyor import Conveyor
 from benchbridge_plugin.errors import BridgeError, LedgerError, SinkUnclear
 from benchbridge_plugin.heartbeat import Heartbeat
-from benchbridge_plugin.ledger import Holder, Lease, Ledger
+from benchbridge_plugin.ledger import Compared, Holder, Lease, Ledger
 from benchbridge_plugin.mapping import Mapper
-from benchbridge_plugin.model import (
-    Accounting,
-    Fate,
-    Outcome,
-    Progress,
-    Receipt,
-    RunSummary,
-    SinkProfile,
-    SyncRequest,
-    quality_names,
-)
-from benchbridge_plugin.settling import Settler, given_up
+from benchbridge_plugin.model import Accounting, Outcome, Progress, RunSummary, SinkProfile, SyncRequest, quality_names
+from benchbridge_plugin.settling import Settler
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Reporter, Tally
@@ -42,6 +34,9 @@ from benchbridge_plugin.tally import Reporter, Tally
 _logger = logging.getLogger(__name__)
 
 _READ_ROWS = 5_000
+_SCHEDULED = ("schedule", "service")
+_MOST_LOOKED_AT = 50_000  # more than that is compared as a whole
+_QUICK_ROWS = 1_000  # a sink that wants batches of that many is done in minutes, whatever the order
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +51,7 @@ class Policy:
     max_attempts: int = 10  # 0: never give up
     settle_after_s: float = 5.0
     lease_s: float = 60.0
+    compare_every_s: float = 3600.0  # scheduled runs in between look for new ids only
 
 
 class SyncEngine:
@@ -102,6 +98,7 @@ class SyncEngine:
                 lease = self._ledger.leases.acquire(self._source_name, self._owner, self._policy.lease_s)
                 try:
                     holder = Holder(lease, self._policy.lease_s, 0)
+                    self._ledger.deliveries.abandoned(holder, source_id)
                     request = SyncRequest(days=self._policy.days)
                     self._record(holder, source_id, self._compare(source_id, request, lambda progress: None, wait=wait))
                 finally:
@@ -179,106 +176,111 @@ class SyncEngine:
             self._adopt(holder, source_id, request, sink, profile, tally, progress, beat)
             if request.adopt:
                 return
-        plan = self._compare(source_id, request, progress, wait=True, beat=beat)
-        self._record(holder, source_id, plan)
+        batch_rows = self._policy.batch_size or sink.batch_rows
+        if sink.batch_rows >= _QUICK_ROWS and not self._limit(request) and not self._ledger.comparisons.has_rows(source_id):
+            self._send_as_read(holder, source_id, request, sink, profile, batch_rows, tally, progress, beat)
+            return
+        plan: Plan | Found | None = self._look(source_id, request)
+        if isinstance(plan, Found):
+            self._ledger.comparisons.found(holder, source_id, plan.more, plan.ids)
+        else:
+            plan = self._compare(source_id, request, progress, wait=True, beat=beat)
+            self._record(holder, source_id, plan)
         shown = Reporter(self._ledger, holder, progress, self._clock, len(plan.candidates), tally)
-        try:
-            self._send_all(holder, source_id, request, plan, sink, profile, tally, shown, beat)
-        finally:
-            shown.show(final=True)
+        self._carry(
+            holder, source_id, lambda stopping: self._batches(request, plan, profile, batch_rows, stopping), sink, tally, shown, beat
+        )
         if tally.doubts and not beat.stopping():
             self._settle(holder, source_id, sink, profile, tally, beat, patient=False)
 
-    def _send_all(
+    def _send_as_read(
         self,
         holder: Holder,
         source_id: int,
         request: SyncRequest,
-        plan: Plan,
         sink: Sink,
         profile: SinkProfile,
+        batch_rows: int,
+        tally: Tally,
+        progress: Callable[[Progress], object],
+        beat: Heartbeat,
+    ) -> None:
+        """A ledger that knows nothing has nothing to compare with: one pass reads, maps, counts and sends. Until its end all results count as pending."""
+        census = begin_census(self._source, self._scope(request))
+        nothing: dict[str, Any] = {"superseded": (), "returned": (), "withdrawn": ()}
+        self._ledger.comparisons.compared(holder, source_id, census.provisional, **nothing)
+        shown = Reporter(self._ledger, holder, progress, self._clock, len(census.ids), tally)
+
+        def batches(stopping: Callable[[], bool]) -> Iterator[pa.Table]:
+            return first_pass(
+                self._source,
+                self._mapper,
+                profile,
+                census,
+                cutoff_us=self._cutoff_us(request),
+                model=request.model,
+                batch_rows=batch_rows,
+                stopping=stopping,
+            )
+
+        self._carry(holder, source_id, batches, sink, tally, shown, beat)
+        if census.complete:
+            self._ledger.comparisons.compared(holder, source_id, census.comparison(), **nothing, provisional=census.provisional.untouched)
+        if tally.doubts and not beat.stopping():
+            self._settle(holder, source_id, sink, profile, tally, beat, patient=False)
+
+    def _carry(
+        self,
+        holder: Holder,
+        source_id: int,
+        batches: Callable[[Callable[[], bool]], Iterable[pa.Table]],
+        sink: Sink,
         tally: Tally,
         shown: Reporter,
         beat: Heartbeat,
     ) -> None:
-        """Batch by batch, until nothing is left, the limit of sent results is reached, or the sink is down. Rejections do not use up the limit."""
+        """Deliver the batches, which are made by a thread of their own and told when to stop."""
+        conveyor = Conveyor(
+            self._ledger,
+            holder,
+            source_id,
+            sink,
+            tally=tally,
+            beat=beat,
+            retry_at=self._retry_at,
+            max_attempts=self._policy.max_attempts,
+            shown=shown.show,
+        )
+        try:
+            conveyor.carry(batches(conveyor.stopping))
+        finally:
+            shown.show()
+
+    def _batches(
+        self, request: SyncRequest, plan: Plan | Found, profile: SinkProfile, batch_rows: int, stopping: Callable[[], bool]
+    ) -> Iterator[pa.Table]:
+        """The plan's results, measured, batch by batch, until the limit of results to send is reached. Refused ones do not use it up."""
         limit = self._limit(request)
-        batch_rows = self._policy.batch_size or sink.batch_rows
         position = sent = 0
-        while position < len(plan.candidates) and not beat.stopping():
+        while position < len(plan.candidates) and not stopping():
             left = limit - sent if limit else len(plan.candidates)
             if left <= 0:
                 return
             chunk = plan.candidates.slice(position, min(max(batch_rows, _READ_ROWS), left))
             position += len(chunk)
             measured = self._measure(plan, chunk, profile)
+            sent += measured.column("reason_code").null_count
             for start in range(0, len(measured), batch_rows):
-                if beat.stopping():
-                    return
-                batch = measured.slice(start, batch_rows)
-                sent += self._send(holder, source_id, batch, sink, tally, beat)
-                shown.show()
+                yield measured.slice(start, batch_rows)
 
-    def _send(self, holder: Holder, source_id: int, batch: pa.Table, sink: Sink, tally: Tally, beat: Heartbeat) -> int:
-        """Claim, send, acknowledge one batch. Returns how many results were handed to the sink."""
-        self._ledger.deliveries.claim(holder, source_id, batch, batch.column("is_new").to_pylist())
-        for code in batch.column("reason_code").drop_null().to_pylist():
-            tally.rejected += 1
-            tally.reasons[code] += 1
-        measurements = batch.filter(pc.is_null(batch.column("reason_code")))
-        if not len(measurements):
-            return 0
-        attempts, flags, ids, hashes = (
-            measurements.column(name).to_pylist() for name in ("attempts", "quality", "result_id", "content_hash")
-        )
-
-        def acknowledge(receipt: Receipt) -> None:
-            self._ledger.deliveries.acknowledge(
-                holder, source_id, measurements, receipt, retry_at=lambda row, outcome: self._retry_at(attempts[row] + 1, outcome)
-            )
-
-        try:
-            receipt = sink.send(measurements, stopping=beat.stopping)
-        except BaseException as error:
-            # An interrupt, or a fault of ours. From now on all of it is in doubt, and `settle_after_s` counts from here, not from the claim.
-            doubt = Outcome(Fate.IN_DOUBT, "interrupted", f"The sync was interrupted while it sent this result ({type(error).__name__}).")
-            with suppress(LedgerError):
-                acknowledge(Receipt([None] * len(measurements), dict.fromkeys(range(len(measurements)), doubt), RuntimeError(doubt.code)))
-            raise
-        receipt = self._give_up(receipt, attempts)
-        acknowledge(receipt)
-        for row, quality in enumerate(flags):
-            if quality and row not in receipt.exceptions:
-                tally.quality.update(quality_names(quality))
-        not_sent = 0
-        for row, outcome in receipt.exceptions.items():
-            if outcome.fate is Fate.NOT_SENT:
-                not_sent += 1
-                continue
-            tally.reasons[outcome.code] += 1
-            if outcome.fate is Fate.REJECTED:
-                tally.rejected += 1
-            else:
-                tally.failed += 1
-            if outcome.fate is Fate.IN_DOUBT:
-                tally.doubts[ids[row], hashes[row]] = outcome.code
-        tally.synced += len(measurements) - len(receipt.exceptions)
-        if receipt.stop is not None:
-            raise receipt.stop
-        return len(measurements) - not_sent
-
-    def _measure(self, plan: Plan, chunk: pa.Table, profile: SinkProfile) -> pa.Table:
+    def _measure(self, plan: Plan | Found, chunk: pa.Table, profile: SinkProfile) -> pa.Table:
         """The chunk read and mapped, in the chunk's order. A row that is gone or changed since the comparison is left for the next one."""
         rows = self._source.read(plan.layout, chunk.column("result_id").combine_chunks())
         measured = self._mapper.measure(rows, profile)
-        place = {
-            pair: row
-            for row, pair in enumerate(zip(*(measured.column(name).to_pylist() for name in ("result_id", "content_hash")), strict=True))
-        }
-        wanted = list(zip(*(chunk.column(name).to_pylist() for name in ("result_id", "content_hash")), strict=True))
-        here = [row for row, pair in enumerate(wanted) if pair in place]
-        ordered = measured.take(pa.array([place[wanted[row]] for row in here], pa.int64()))
-        kept = chunk.take(pa.array(here, pa.int64()))
+        place = pc.index_in(identity(chunk), value_set=identity(measured))
+        here = pc.is_valid(place)
+        kept = chunk.filter(here)
+        ordered = measured.take(place.drop_null())
         return ordered.append_column("is_new", kept.column("is_new")).append_column("attempts", kept.column("attempts"))
 
     def _settle(
@@ -325,18 +327,6 @@ class SyncEngine:
                 guidance="Make its listing work (one NaN in it breaks it), or, if it cannot have them: benchbridge adopt --assume-absent.",
             )
 
-    def _give_up(self, receipt: Receipt, attempts: Sequence[int]) -> Receipt:
-        """The receipt in which a row that failed as often as is allowed ends as given up. What fails while the sink is down does not count."""
-        most = self._policy.max_attempts
-        if not most or receipt.stop is not None:
-            return receipt
-        ended = {
-            row: given_up(attempts[row] + 1, outcome.reason)
-            for row, outcome in receipt.exceptions.items()
-            if outcome.fate is Fate.FAILED and attempts[row] + 1 >= most
-        }
-        return replace(receipt, exceptions={**receipt.exceptions, **ended}) if ended else receipt
-
     # -- deciding -----------------------------------------------------------------------------------------------------------------------
 
     def _nothing_new(self, source_id: int, request: SyncRequest) -> bool:
@@ -344,9 +334,32 @@ class SyncEngine:
         if request.adopt:
             return False
         compared = self._ledger.accounts.compared(source_id)
-        if compared.signature != str(self._source.signature()) or compared.scope != self._scope(request):
+        known = compared.looked if self._looks_only(request, compared) else compared.signature
+        if known != str(self._source.signature()) or compared.scope != self._scope(request):
             return False
         return not compared.untouched and not self._ledger.accounts.waiting(source_id, self._ledger.now())
+
+    def _looks_only(self, request: SyncRequest, compared: Compared) -> bool:
+        """Whether a look for new ids is enough this time: in a scheduled run, as long as the last whole comparison is not too long ago."""
+        now = self._ledger.now()
+        age_s = now - compared.compared_at if compared.compared_at is not None else -1.0
+        return request.kind in _SCHEDULED and 0 <= age_s < self._policy.compare_every_s
+
+    def _look(self, source_id: int, request: SyncRequest) -> Found | None:
+        """What is new by id, where that is enough; None where the whole file has to be compared."""
+        compared = self._ledger.accounts.compared(source_id)
+        if not self._looks_only(request, compared) or compared.untouched or compared.scope != self._scope(request):
+            return None
+        return look(
+            self._source,
+            self._mapper,
+            self._ledger,
+            source_id,
+            cutoff_us=self._cutoff_us(request),
+            scope=self._scope(request),
+            model=request.model,
+            most=_MOST_LOOKED_AT,
+        )
 
     def _is_idle(self, source_id: int, request: SyncRequest) -> bool:
         """`_nothing_new` for a run that has not begun. What goes wrong is for the run to say."""
@@ -357,8 +370,6 @@ class SyncEngine:
     def _compare(
         self, source_id: int, request: SyncRequest, progress: Callable[[Progress], object], *, wait: bool, beat: Heartbeat | None = None
     ) -> Plan:
-        days = self._days(request)
-
         def show(done: int, total: int) -> None:
             if beat is not None:
                 beat.stopping()
@@ -369,7 +380,7 @@ class SyncEngine:
             self._mapper,
             self._ledger,
             source_id,
-            cutoff_us=int((self._ledger.now() - days * 86_400) * 1e6) if days else None,
+            cutoff_us=self._cutoff_us(request),
             scope=self._scope(request),
             model=request.model,
             wait=wait,
@@ -377,7 +388,7 @@ class SyncEngine:
         )
 
     def _record(self, holder: Holder, source_id: int, plan: Plan) -> None:
-        self._ledger.deliveries.compared(
+        self._ledger.comparisons.compared(
             holder, source_id, plan.comparison, superseded=plan.superseded, returned=plan.returned, withdrawn=plan.withdrawn
         )
 
@@ -388,6 +399,11 @@ class SyncEngine:
 
     def _days(self, request: SyncRequest) -> int:
         return self._policy.days if request.days is None else request.days
+
+    def _cutoff_us(self, request: SyncRequest) -> int | None:
+        """What is older is not sent: microseconds since 1970 UTC, or None for no look-back limit."""
+        days = self._days(request)
+        return int((self._ledger.now() - days * 86_400) * 1e6) if days else None
 
     def _limit(self, request: SyncRequest) -> int:
         return self._policy.limit if request.limit is None else request.limit

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.ledger import Holder, Ledger
-from benchbridge_plugin.model import GIVEN_UP, Doubt, Progress, RunSummary
+from benchbridge_plugin.model import GIVEN_UP, Doubt, Fate, Progress, Receipt, RunSummary, quality_names
 from benchbridge_plugin.settling import Settled
 
 _PROGRESS_EVERY_S = 0.5
@@ -27,6 +30,31 @@ class Tally:
     doubts: dict[tuple[str, bytes], str] = field(default_factory=dict)  # of this run, with the reason code of each; counted in `failed`
     reasons: Counter[str] = field(default_factory=Counter)
     quality: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, counts: Mapping[str, int]) -> None:
+        """The mapping refused results, by reason."""
+        self.rejected += sum(counts.values())
+        self.reasons.update(counts)
+
+    def count(self, batch: pa.Table, receipt: Receipt) -> None:
+        """A batch was handed to the sink, and what became of it is in the ledger."""
+        exceptions = receipt.exceptions
+        for pair in pc.value_counts(batch.column("quality")).to_pylist():
+            self._qualify(pair["values"], pair["counts"])
+        if exceptions:
+            flags, ids, hashes = (batch.column(name).to_pylist() for name in ("quality", "result_id", "content_hash"))
+            for row, outcome in exceptions.items():
+                self._qualify(flags[row], -1)
+                self.reasons[outcome.code] += outcome.fate is not Fate.NOT_SENT
+                self.rejected += outcome.fate is Fate.REJECTED
+                self.failed += outcome.fate in (Fate.FAILED, Fate.IN_DOUBT)
+                if outcome.fate is Fate.IN_DOUBT:
+                    self.doubts[ids[row], hashes[row]] = outcome.code
+        self.synced += len(batch) - len(exceptions)
+
+    def _qualify(self, flags: int, count: int) -> None:
+        for name in quality_names(flags):
+            self.quality[name] += count
 
     def settle(self, ended: Settled) -> None:
         """Doubts have ended. One of this run that turns out to be stored was synced after all."""
@@ -82,7 +110,7 @@ class Tally:
             unknown=self.unknown,
             skipped=sum(skipped.values()),
             reasons={**+self.reasons, **skipped},
-            quality=dict(self.quality),
+            quality=dict(+self.quality),
             held=held,
             error_code=error.code if error else None,
             message=f"{error.message} ({counts})" if error else f"{counts}.",
@@ -110,10 +138,11 @@ class Reporter:
         self._tally = tally
         self._written = clock()
 
-    def show(self, *, final: bool = False) -> None:
+    def show(self, write: Callable[[Callable[[], object]], object] | None = None) -> None:
+        """`write` carries out a step of the ledger in its turn; left out, this is for the caller only."""
         tally = self._tally
         now = Progress("sending", tally.considered, self._planned, tally.synced, tally.rejected, tally.failed)
         self._progress(now)
-        if not final and self._clock() - self._written >= _PROGRESS_EVERY_S:
+        if write is not None and self._clock() - self._written >= _PROGRESS_EVERY_S:
             self._written = self._clock()
-            self._ledger.runs.progress(self._holder, {**asdict(now), "considered": tally.considered})
+            write(lambda: self._ledger.runs.progress(self._holder, {**asdict(now), "considered": now.done}))

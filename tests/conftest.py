@@ -18,7 +18,7 @@ from unified_server import create_app, shutdown, startup
 from unified_server.predictive.service import PredictivePerformance
 from werkzeug.serving import make_server
 
-from benchbridge_plugin.ledger import Comparison, Holder, Ledger
+from benchbridge_plugin.ledger import Claim, Comparison, Holder, Ledger
 from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.model import BATCH_FIELDS, KEY_NAMESPACE, Accounting, Doubt, Fate, Outcome, Receipt, RunSummary, State, SyncRequest
 from benchbridge_plugin.sinks.base import Sink
@@ -180,12 +180,15 @@ class World:
         return self.ledger.accounts.accounting(self.ledger.runs.source_id(self.name))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The ledger's rows, read past the ledger."""
-        return ledgers.read_rows(
+        """The ledger's rows, read past the ledger; what a process has claimed and not acknowledged as rows that are being sent."""
+        found = ledgers.read_rows(
             self.ledger_url,
-            "SELECT d.*, r.code, s.model FROM deliveries d JOIN subjects s USING (subject_id) LEFT JOIN reasons r USING (reason_id) "
-            "ORDER BY result_id, updated_at",
+            "SELECT d.*, r.code, s.model FROM deliveries d JOIN subjects s USING (subject_id) LEFT JOIN reasons r USING (reason_id)",
         )
+        for claim in ledgers.read_rows(self.ledger_url, "SELECT * FROM claims"):
+            results = pa.ipc.open_stream(claim["payload"]).read_all().to_pylist()
+            found += [{**row, "state": State.SENDING, "updated_at": claim["claimed_at"], "code": None} for row in results]
+        return sorted(found, key=lambda row: (row["result_id"], row["updated_at"]))
 
     def states(self) -> Counter[str]:
         return Counter(State(row["state"]).name.lower() for row in self.rows())
@@ -250,6 +253,7 @@ class Book:
         self.name = name
         self.source_id = ledger.runs.source_id(name)
         self.holder = self.take()
+        self._claims: dict[int, Claim] = {}
 
     def take(self, owner: str = "me") -> Holder:
         lease = self.ledger.leases.acquire(self.name, owner, LEASE_S)
@@ -260,16 +264,24 @@ class Book:
     def compared(self, total: int, untouched: int | None = None, holder: Holder | None = None, **changes: Any) -> None:
         comparison = Comparison(total, total if untouched is None else untouched, {}, "signature", "days=0", {("gpt2", "cuda"): (total, 0)})
         retired: Mapping[str, Any] = {"superseded": [], "returned": [], "withdrawn": [], **changes}
-        self.ledger.deliveries.compared(holder or self.holder, self.source_id, comparison, **retired)
+        self.ledger.comparisons.compared(holder or self.holder, self.source_id, comparison, **retired)
 
-    def claim(self, batch: pa.Table, *, new: bool = True, holder: Holder | None = None) -> None:
-        self.ledger.deliveries.claim(holder or self.holder, self.source_id, batch, [new] * len(batch))
+    def claim(self, batch: pa.Table, *, new: bool = True, holder: Holder | None = None) -> Claim:
+        """Claim a batch. Its last claim is what `acknowledge` is about."""
+        claim = self.ledger.deliveries.claim(holder or self.holder, self.source_id, batch, pa.array([new] * len(batch), pa.bool_()))
+        self._claims[id(batch)] = claim
+        return claim
 
     def acknowledge(self, batch: pa.Table, exceptions: Mapping[int, Outcome] | None = None, holder: Holder | None = None) -> None:
-        receipt = Receipt([f"m-{row}" for row in range(len(batch))], exceptions or {})
+        claim = self._claims[id(batch)]
+        receipt = Receipt([f"m-{row}" for row in range(len(claim.batch))], exceptions or {})
         self.ledger.deliveries.acknowledge(
-            holder or self.holder, self.source_id, batch, receipt, retry_at=lambda row, outcome: self.clock() + 100 + row
+            holder or self.holder, self.source_id, claim, receipt, retry_at=lambda row, outcome: self.clock() + 100 + row
         )
+
+    def lose(self) -> None:
+        """What was claimed and not acknowledged is in doubt, as after the death of its process."""
+        self.ledger.deliveries.abandoned(self.holder, self.source_id)
 
     def rows(self) -> list[Mapping[str, Any]]:
         return list(self.ledger.accounts.results(self.source_id, limit=1000).rows)

@@ -298,7 +298,7 @@ def test_in_plain_mode_another_results_measurement_is_not_taken_for_this_one(
     """Somebody else's rows and rows that differ in one figure say nothing; a result that changed since it was sent stays in doubt."""
     fill(world, 2)
     world.follow(keyed=False)
-    sink = http_sink(server.url, keyed=False, timeout_s=0.3)
+    sink = http_sink(server.url, keyed=False)
     server.faults.add(Fault.RESET_BEFORE_STORE, times=2)
     world.sync(sink, limit=2)
     server.store.insert(model_name="bert-base-uncased", measurement_source="another tool", throughput=800.0)

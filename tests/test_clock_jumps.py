@@ -48,7 +48,7 @@ def book(tmp_path: Path, machine: Machine) -> Iterator[Book]:
 
 
 def due(book: Book) -> list[bool]:
-    return list(book.ledger.deliveries.known(book.source_id, ["1"]).column("due").to_pylist())
+    return list(book.ledger.comparisons.known(book.source_id, ["1"]).column("due").to_pylist())
 
 
 @pytest.mark.parametrize("jump_s", [DAY, -DAY, 3_600.0, -30.0])
@@ -98,6 +98,7 @@ def test_a_row_being_sent_keeps_its_age(book: Book, machine: Machine) -> None:
     """A slow server gets its time before an absence is believed."""
     book.compared(1)
     book.claim(make_batch({}))
+    book.lose()
     machine.passes(1)
     machine.jumps(DAY)
     book.ledger.leases.prolong(book.holder.lease, LEASE_S)

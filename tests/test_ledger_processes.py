@@ -87,7 +87,7 @@ from benchbridge_plugin.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 with ledger._store.writing() as connection:
     connection.execute(text("UPDATE sources SET total = 555"))
-    connection.execute(text("UPDATE deliveries SET state = 2"))
+    connection.execute(text("DELETE FROM claims"))
     print("in the middle", flush=True)
     sys.stdin.read()
 """
@@ -97,14 +97,15 @@ def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(ledger: Ledger, 
     """kill -9 between two statements: the next one reads and writes as if it had never begun."""
     book = Book(ledger, clock)
     book.compared(1)
-    book.claim(make_batch({}))
+    batch = make_batch({})
+    book.claim(batch)
     before = (book.rows(), book.accounting)
     with subprocess.Popen([sys.executable, "-c", KILLED, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "in the middle\n"
         victim.send_signal(signal.SIGKILL)
     assert (book.rows(), book.accounting) == before
-    book.acknowledge(make_batch({}))
+    book.acknowledge(batch)
     assert book.states() == ["delivered"]
 
 

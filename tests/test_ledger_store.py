@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from benchbridge_plugin.errors import LedgerError, LedgerNewer
 from benchbridge_plugin.ledger import Ledger, schema
 from benchbridge_plugin.ledger.store import Store
+from benchbridge_plugin.model import Fate, Outcome
 from tests.conftest import Book, Clock, make_batch
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -54,9 +55,10 @@ def test_a_new_ledger_has_the_present_version_and_a_view_for_people(ledger: Ledg
     book = Book(ledger, Clock())
     book.compared(2)
     book.claim(make_batch({}, {"reason_code": "model_missing", "reason": "No model."}))
+    book.lose()
     assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
     assert query(path, "SELECT source, result_id, state, reason_code FROM delivery_view ORDER BY 2") == [
-        ("bench", "1", "in_doubt", None),
+        ("bench", "1", "in_doubt", "process_gone"),
         ("bench", "2", "rejected", "model_missing"),
     ]
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
@@ -79,10 +81,14 @@ def test_a_newer_ledger_is_refused_untouched(ledger: Ledger, path: Path) -> None
 def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step runs once, the rows are still there, and the copy from before is complete."""
     book = Book(ledger, Clock())
-    book.compared(1)
-    book.claim(make_batch({}))
+    book.compared(2)
+    batch = make_batch({})
+    book.claim(batch)
+    book.acknowledge(batch)
+    book.claim(make_batch({}, first=2))
     before = book.rows()
     ledger.close()
+    older = schema.VERSION
     steps: list[str] = []
 
     def add_column(connection: Connection) -> None:
@@ -98,9 +104,69 @@ def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Led
     assert steps == ["add"]
     assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
     assert query(path, "SELECT note FROM runs") == [("",)]
-    backup = path.with_name("ledger.sqlite.v1.backup")
-    assert query(backup, "SELECT value FROM ledger_meta WHERE name = 'version'") == [("1",)]
-    assert query(backup, "SELECT count(*) FROM deliveries") == [(1,)]
+    backup = path.with_name(f"ledger.sqlite.v{older}.backup")
+    assert query(backup, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(older),)]
+    assert query(backup, "SELECT count(*) FROM deliveries") == query(backup, "SELECT count(*) FROM claims") == [(1,)]
+
+
+def make_first_version(path: Path) -> None:
+    """What the first version made: no table of claims."""
+    change(path, "DROP TABLE claims")
+    change(path, "UPDATE ledger_meta SET value = '1' WHERE name = 'version'")
+
+
+def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledger: Ledger, path: Path) -> None:
+    """Delivered stays delivered, what its last process was sending is in doubt, and new batches are claimed."""
+    book = Book(ledger, Clock())
+    book.compared(4)
+    batch = make_batch({}, {}, {})
+    book.claim(batch)
+    book.acknowledge(batch, {2: Outcome(Fate.FAILED, "try_later", "later")})
+    book.ledger.deliveries.retry(book.source_id, rejected=False)
+    book.claim(batch.slice(2), new=False)  # a row that is being sent, as in the first version every row was
+    before, accounts = book.rows(), book.accounting
+    ledger.close()
+    make_first_version(path)
+    upgraded = Ledger(f"sqlite:///{path}", now=Clock())
+    again = Book(upgraded, Clock(), "another source")
+    again.source_id, again.holder = book.source_id, book.holder
+    assert (again.rows(), again.accounting) == (before, accounts)
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
+    assert query(path.with_name("ledger.sqlite.v1.backup"), "SELECT count(*) FROM deliveries") == [(3,)]
+    new = make_batch({}, first=4)
+    again.claim(new)
+    assert again.states() == ["delivered", "delivered", "in_doubt", "in_doubt"]
+    again.acknowledge(new)
+    again.lose()
+    (doubt,) = upgraded.deliveries.doubts(book.source_id)
+    upgraded.deliveries.settle(book.holder, book.source_id, [(doubt, "m-3")], [])
+    assert again.states() == ["delivered"] * 4
+    assert again.accounting.balanced
+    upgraded.close()
+
+
+def open_at_once(url: str, barrier: Any, answers: Any) -> None:
+    ledger = Ledger(url)
+    barrier.wait(60)
+    answers.put(ledger.accounts.accounting(1).total)
+    ledger.close()
+
+
+def test_of_processes_that_open_a_ledger_of_the_first_version_at_once_one_upgrades_it(ledger: Ledger, path: Path) -> None:
+    """The others wait for it and find the table."""
+    Book(ledger, Clock()).compared(7)
+    ledger.close()
+    make_first_version(path)
+    barrier, answers = SPAWN.Barrier(3), SPAWN.Queue()
+    processes = [SPAWN.Process(target=open_at_once, args=(f"sqlite:///{path}", barrier, answers)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [answers.get(timeout=60) for _ in processes] == [7, 7, 7]
+    for process in processes:
+        process.join(60)
+    answers.close()
+    answers.join_thread()
+    assert query(path, "SELECT count(*) FROM claims") == [(0,)]
 
 
 def test_an_upgrade_that_fails_leaves_the_old_ledger(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +192,8 @@ def test_an_upgrade_that_cannot_be_backed_up_does_not_begin(ledger: Ledger, path
     """No copy, no change."""
     ledger.check()
     ledger.close()
-    path.with_name("ledger.sqlite.v1.backup").mkdir()
+    older = schema.VERSION
+    path.with_name(f"ledger.sqlite.v{older}.backup").mkdir()
     monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, lambda connection: None))
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     late = Ledger(f"sqlite:///{path}")
@@ -135,7 +202,7 @@ def test_an_upgrade_that_cannot_be_backed_up_does_not_begin(ledger: Ledger, path
     late.close()
     assert "directory writable" in raised.value.guidance
     assert raised.value.fields["place"] == str(path)
-    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [("1",)]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(older),)]
 
 
 # -- what can be wrong with the place ---------------------------------------------------------------------------------------------------

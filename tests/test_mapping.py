@@ -295,9 +295,11 @@ def test_the_model_filter_and_the_priorities_compare_names_exactly(mapper_of: Ma
 
 
 def sink_codes() -> set[str]:
-    """The codes of outcomes in sinks/*.py, sync.py, settling.py and the ledger, read from their text."""
+    """The codes of outcomes in sinks/*.py, sync.py, settling.py, conveyor.py and the ledger, read from their text."""
     package = ROOT / "benchbridge_plugin"
-    code = "\n".join(path.read_text() for path in [*package.glob("s*.py"), *(package / "sinks").glob("*.py"), *package.glob("ledger/*.py")])
+    code = "\n".join(
+        path.read_text() for path in [*package.glob("[sc]*.py"), *(package / "sinks").glob("*.py"), *package.glob("ledger/*.py")]
+    )
     found = set(re.findall(r'(?:Outcome\(\s*Fate\.\w+,|uncertain\(\s*[\w.]+,|\breason = \()\s*"([a-z_]+)"', code))
     return found | ({GIVEN_UP} if re.search(r"Outcome\(\s*Fate\.\w+, GIVEN_UP", code) else set())
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from benchbridge_plugin.errors import SinkUnreachable
-from benchbridge_plugin.model import CONTRACT_HARDWARE, CONTRACT_MODES, CONTRACT_PRECISIONS, MEASUREMENT_FIELDS, Fate, SinkProfile
+from benchbridge_plugin.model import CONTRACT_HARDWARE, CONTRACT_MODES, CONTRACT_PRECISIONS, MEASUREMENT_FIELDS, Fate, Receipt, SinkProfile
 from benchbridge_plugin.sinks.service import ServiceSink
 from tests.conftest import MEASUREMENT, go_on, make_batch
 
@@ -55,6 +55,12 @@ class ArrowHost(Host):
         return pa.table({"status": ["existing"] * len(table), "measurement_id": ids, "error": [None] * len(table)})
 
 
+def ids_of(receipt: Receipt) -> list[str | None]:
+    """The sink gives its ids in Arrow."""
+    assert isinstance(receipt.measurement_ids, pa.Array)
+    return list(receipt.measurement_ids.to_pylist())
+
+
 # -- what it is given -------------------------------------------------------------------------------------------------------------------
 
 
@@ -63,7 +69,7 @@ def test_a_service_that_takes_arrow_gets_the_table_once_and_no_rows() -> None:
     host = ArrowHost()
     batch = make_batch({}, {"model_name": "vit"}, {})
     receipt = ServiceSink(host).send(batch, stopping=go_on)
-    assert (list(receipt.measurement_ids), receipt.exceptions) == (["m-0", "m-1", "m-2"], {})
+    assert (ids_of(receipt), receipt.exceptions) == (["m-0", "m-1", "m-2"], {})
     assert host.rows == []
     (table,) = host.tables
     assert table == batch.select(list(MEASUREMENT_FIELDS))
@@ -74,7 +80,7 @@ def test_a_service_without_arrow_gets_rows_as_json_would_have_them() -> None:
     host = Host()
     batch = make_batch({}, {"metadata": None, "measured_at": None}, {"metadata": ""})
     receipt = ServiceSink(host).send(batch, stopping=go_on)
-    assert (list(receipt.measurement_ids), receipt.exceptions) == (["m"] * 3, {})
+    assert (ids_of(receipt), receipt.exceptions) == (["m"] * 3, {})
     ((first, second, third),) = host.rows
     key = batch.column("idempotency_key").to_pylist()[0]
     assert first == {
@@ -94,11 +100,12 @@ def test_a_service_without_arrow_gets_rows_as_json_would_have_them() -> None:
         ({"status": "rejected", "error": "too large"}, Fate.REJECTED, "refused_by_api", "too large"),
         ({"status": "rejected"}, Fate.REJECTED, "refused_by_api", "refused without a reason"),
         ({"status": "perhaps"}, Fate.IN_DOUBT, "service_answer", "'perhaps'"),
-        ({"state": "created"}, Fate.IN_DOUBT, "service_failed", "KeyError"),
+        ({"state": "created"}, Fate.IN_DOUBT, "service_answer", "unknown status None"),
+        ("created", Fate.IN_DOUBT, "service_failed", "AttributeError"),
     ],
     ids=str,
 )
-def test_each_answer_has_its_fate(answer: Mapping[str, Any], fate: Fate, code: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_answer_has_its_fate(answer: Any, fate: Fate, code: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     """What is no plain word on the row leaves it in doubt."""
     caplog.set_level(logging.CRITICAL)
     host = Host()
@@ -117,6 +124,26 @@ def test_an_answer_about_other_rows_is_in_doubt_with_the_counts() -> None:
     assert "1 rows for a batch of 2" in outcome.reason
     outcome = ServiceSink(host).send(make_batch({}), stopping=lambda: True).exceptions[0]
     assert (outcome.fate, outcome.code) == (Fate.NOT_SENT, "not_sent")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_ids_that_a_table_gives_as_numbers_or_in_pieces_are_texts(chunked: bool) -> None:
+    """As the ledger keeps them; one that is missing stays missing."""
+    host = ArrowHost()
+
+    def answer(table: pa.Table) -> pa.Table:
+        rows = len(table)
+        answered = pa.table({"status": ["created"] * rows, "measurement_id": [7, None, 9][:rows], "error": [None] * rows})
+        return pa.concat_tables([answered.slice(0, 1), answered.slice(1)]) if chunked else answered
+
+    host.record_measurement_table = answer  # type: ignore[method-assign]
+    receipt = ServiceSink(host).send(make_batch({}, {}, {}), stopping=go_on)
+    assert (ids_of(receipt), receipt.exceptions) == (["7", None, "9"], {})
+
+
+def test_a_service_that_takes_tables_gets_larger_batches() -> None:
+    """As many as DuckDB stores together."""
+    assert (ServiceSink(Host()).batch_rows, ServiceSink(ArrowHost()).batch_rows) == (10_000, 122_880)
 
 
 # -- what it says of itself -------------------------------------------------------------------------------------------------------------

@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable
 
 from benchbridge_plugin.clocks import kernel_clock
-from benchbridge_plugin.ledger.accounts import Accounts, Page
-from benchbridge_plugin.ledger.deliveries import Comparison, Deliveries, Holder
-from benchbridge_plugin.ledger.leases import Lease, LeaseHolder, Leases
+from benchbridge_plugin.ledger.accounts import Accounts, Compared, Page
+from benchbridge_plugin.ledger.claims import Claim
+from benchbridge_plugin.ledger.comparisons import Comparison, Comparisons
+from benchbridge_plugin.ledger.deliveries import Deliveries
+from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.runs import Runs, Schedule
 from benchbridge_plugin.ledger.steady import Steady
 from benchbridge_plugin.ledger.store import Store
 
-__all__ = ["Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule"]
+__all__ = ["Claim", "Compared", "Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule"]
 
 
 class Ledger:
-    """`leases`: who may write; `runs`: what was done and when; `deliveries`: the rows and their steps; `accounts`: what it all adds up to.
+    """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
+    `accounts`: what it all adds up to.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
     """
@@ -33,6 +36,7 @@ class Ledger:
         self.now = now
         self.leases = Leases(self._store, now)
         self.runs = Runs(self._store, self.leases, now)
+        self.comparisons = Comparisons(self._store, self.leases, now)
         self.deliveries = Deliveries(self._store, self.leases, now)
         self.accounts = Accounts(self._store)
 

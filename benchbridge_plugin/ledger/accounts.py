@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
+from benchbridge_plugin.ledger import claims
 from benchbridge_plugin.ledger.leases import CLOCKS_APART_S
-from benchbridge_plugin.ledger.schema import deliveries, reasons, sources, subjects, tallies
+from benchbridge_plugin.ledger.schema import among_open, deliveries, reasons, sources, standings, subjects, tallies
 from benchbridge_plugin.ledger.store import Store
 from benchbridge_plugin.model import STATE_NAMES, Accounting, Quality, State, quality_names
 
@@ -20,7 +22,9 @@ class Compared:
     """What the last comparison was made of, to know whether another one is needed."""
 
     signature: str | None
+    looked: str | None  # the signature at the last look for new ids
     scope: str | None
+    compared_at: float | None
     untouched: int  # results that are to be sent and that no run has taken up yet
 
 
@@ -36,17 +40,18 @@ class Accounts:
 
     def accounting(self, source_id: int) -> Accounting:
         """The accounting identity: the counts of the last comparison and the states of now, from one snapshot."""
-        counts = select(deliveries.c.state, func.count()).where(deliveries.c.source_id == source_id).group_by(deliveries.c.state)
+        counts = select(standings.c.state, standings.c.results).where(standings.c.source_id == source_id)
         with self._store.reading() as connection:
             source = connection.execute(select(sources).where(sources.c.source_id == source_id)).mappings().one()
             by_state = {State(state): count for state, count in connection.execute(counts)}
+            on_their_way = claims.count(connection, source_id)
         skipped = {reason: int(count) for reason, count in json.loads(source["skipped"]).items()}
         return Accounting(
             total=source["total"],
             delivered=by_state.get(State.DELIVERED, 0),
             pending=source["untouched"] + by_state.get(State.PENDING, 0),
             retrying=by_state.get(State.RETRYING, 0),
-            in_doubt=by_state.get(State.SENDING, 0),
+            in_doubt=by_state.get(State.SENDING, 0) + on_their_way,
             rejected=by_state.get(State.REJECTED, 0),
             skipped=sum(skipped.values()),
             skipped_by_reason=skipped,
@@ -56,7 +61,7 @@ class Accounts:
         )
 
     def compared(self, source_id: int) -> Compared:
-        columns = (sources.c.signature, sources.c.scope, sources.c.untouched)
+        columns = (sources.c.signature, sources.c.looked, sources.c.scope, sources.c.compared_at, sources.c.untouched)
         with self._store.reading() as connection:
             return Compared(*connection.execute(select(*columns).where(sources.c.source_id == source_id)).one())
 
@@ -66,7 +71,9 @@ class Accounts:
         due = and_(deliveries.c.state == int(State.RETRYING), come)
         open_now = or_(due, deliveries.c.state.in_([int(State.SENDING), int(State.PENDING)]))
         with self._store.reading() as connection:
-            return connection.execute(select(1).where(deliveries.c.source_id == source_id, open_now).limit(1)).first() is not None
+            statement = among_open(select(1).select_from(deliveries).where(deliveries.c.source_id == source_id, open_now).limit(1))
+            found = connection.execute(statement).first()
+            return found is not None or claims.count(connection, source_id) > 0
 
     def coverage(self, source_id: int) -> list[dict[str, object]]:
         """One row for each (model, hardware): `total` on disk at the last comparison, and how many of them are where."""
@@ -87,11 +94,15 @@ class Accounts:
                 cells[model, hardware] = {"total": total, "skipped": skipped}
             for model, hardware, state, count in connection.execute(by_state):
                 cells.setdefault((model, hardware), {"total": 0, "skipped": 0})[STATE_NAMES[State(state)]] = count
+            claimed = claims.by_subject(connection, source_id)
+            for subject_id, model, hardware in connection.execute(select(subjects).where(subjects.c.subject_id.in_(claimed))):
+                cell = cells.setdefault((model, hardware), {"total": 0, "skipped": 0})
+                cell["in_doubt"] = cell.get("in_doubt", 0) + claimed[subject_id]
         rows: list[dict[str, object]] = []
         for (model, hardware), cell in sorted(cells.items()):
             states = {name: cell.get(name, 0) for name in ("delivered", "retrying", "in_doubt", "rejected", "skipped")}
-            pending = max(cell["total"] - sum(states.values()), 0)
-            rows.append({"model": model, "hardware": hardware, "total": cell["total"], **states, "pending": pending})
+            total = max(cell["total"], sum(states.values()))  # what a first pass has taken up so far was not counted before it
+            rows.append({"model": model, "hardware": hardware, "total": total, **states, "pending": total - sum(states.values())})
         return rows
 
     def refusals(self, source_id: int) -> list[dict[str, object]]:
@@ -158,7 +169,10 @@ class Accounts:
             .limit(limit + 1)
         )
         with self._store.reading() as connection:
-            found = connection.execute(statement).mappings().all()
+            found: list[Mapping[str, Any]] = [*connection.execute(statement).mappings()]
+            if state in (None, State.SENDING):
+                found += self._claimed(connection, source_id, model=model, hardware=hardware, cursor=cursor)
+                found.sort(key=lambda row: (row["result_id"], row["content_hash"]))
         rows = [
             {
                 "result_id": row["result_id"],
@@ -182,12 +196,45 @@ class Accounts:
         following = f"{rows[-1]['content_hash']}.{rows[-1]['result_id']}" if len(found) > limit else None
         return Page(rows, following)
 
+    @staticmethod
+    def _claimed(
+        connection: Connection, source_id: int, *, model: str | None, hardware: str | None, cursor: str | None
+    ) -> Iterator[Mapping[str, Any]]:
+        """What is on its way and has no row yet, as rows in doubt."""
+        content, _, after = (cursor or "").partition(".")
+        known = {row.subject_id: row for row in connection.execute(select(subjects))}
+        for claim, results in claims.read(connection, source_id):
+            for result_id, content_hash, key, subject_id, measured_at, quality in claims.as_rows(results):
+                subject = known[subject_id]
+                if (model in (None, subject.model)) and (hardware in (None, subject.hardware)):
+                    if cursor is not None and (result_id, content_hash) <= (after, bytes.fromhex(content)):
+                        continue
+                    yield {
+                        "result_id": result_id,
+                        "content_hash": content_hash,
+                        "key": key,
+                        "state": int(State.SENDING),
+                        "model": subject.model,
+                        "hardware": subject.hardware,
+                        "measured_at": measured_at,
+                        "measurement_id": None,
+                        "attempts": 1,
+                        "next_attempt_at": None,
+                        "code": None,
+                        "sentence": None,
+                        "quality": quality,
+                        "run_id": claim["run_id"],
+                        "updated_at": claim["claimed_at"],
+                    }
+
     def every_key(self, source_id: int) -> Iterator[str]:
         """The keys of all rows, in whatever state: an old content of a changed result is ours too."""
         statement = select(deliveries.c.key).where(deliveries.c.source_id == source_id).execution_options(yield_per=10_000)
         with self._store.reading() as connection:
             for key in connection.execute(statement).scalars():
                 yield _uuid(key)
+            for _, results in claims.read(connection, source_id):
+                yield from map(_uuid, results.column("key").to_pylist())
 
 
 def _uuid(key: bytes) -> str:

@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
-from sqlalchemy import and_, bindparam, func, or_, select, update
+import pyarrow.compute as pc
+from sqlalchemy import Connection, and_, bindparam, select, update
 
 from benchbridge_plugin.errors import LedgerError
-from benchbridge_plugin.ledger.leases import CLOCKS_APART_S, Lease, Leases
+from benchbridge_plugin.ledger import claims, standings
+from benchbridge_plugin.ledger.bulk import insert_delivered
+from benchbridge_plugin.ledger.claims import Claim
+from benchbridge_plugin.ledger.leases import Holder, Leases
 from benchbridge_plugin.ledger.numbers import Numbers
-from benchbridge_plugin.ledger.schema import deliveries, reasons, sources, subjects, tallies
+from benchbridge_plugin.ledger.schema import among_open, deliveries, reasons, sources, subjects
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import GIVEN_UP, Doubt, Fate, Outcome, Receipt, State
 
-_CURRENT = (State.PENDING, State.SENDING, State.DELIVERED, State.RETRYING, State.REJECTED)
 _CHUNK = 500  # SQLite allows 32,766 parameters in one statement; smaller chunks are as quick
+
+# A claim of up to that many new rows looks whether they are new. Larger batches go to sinks with keys, which store nothing twice, and there the look
+# would cost more than the claim.
+_LOOKED_UP = 1_000
 
 _DELIVERED = (
     f"UPDATE deliveries SET state = {int(State.DELIVERED)}, measurement_id = ?, task_id = NULL, reason_id = NULL, next_attempt_at = NULL, "
     "updated_at = ?"
 )
-
-#: What `known` returns for each row of the ledger.
-KNOWN_SCHEMA = pa.schema(
-    [("result_id", pa.string()), ("content_hash", pa.binary()), ("state", pa.int64()), ("due", pa.bool_()), ("attempts", pa.int64())]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What a comparison of the file with the ledger found."""
-
-    total: int
-    untouched: int  # to be sent, and no row yet
-    skipped: Mapping[str, int]
-    signature: str
-    scope: str
-    subjects: Mapping[tuple[str, str], tuple[int, int]]  # (model, hardware) -> (results, skipped ones among them)
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A run's right to write: its lease, how long each renewal lasts, its number."""
-
-    lease: Lease
-    duration_s: float
-    run_id: int
 
 
 class Deliveries:
@@ -60,249 +42,167 @@ class Deliveries:
         self._subjects = Numbers(subjects, "model", "hardware")
         self._reasons = Numbers(reasons, "code", "sentence")
 
-    # -- comparing ----------------------------------------------------------------------------------------------------------------------
-
-    def has_rows(self, source_id: int) -> bool:
-        """Whether the ledger knows anything of the source yet."""
-        with self._store.reading() as connection:
-            found = connection.execute(select(deliveries.c.result_id).where(deliveries.c.source_id == source_id).limit(1)).first()
-        return found is not None
-
-    def known(self, source_id: int, result_ids: Sequence[str]) -> pa.Table:
-        """The ledger's rows of these results (KNOWN_SCHEMA); `due` says that the row waits and its time has come.
-
-        For a superseded or withdrawn row it says so of the state it would come back to.
-        """
-        rows: list[tuple[str, bytes, int, int | None, float | None, float, int]] = []
-        columns = (
-            deliveries.c.result_id,
-            deliveries.c.content_hash,
-            deliveries.c.state,
-            deliveries.c.prior_state,
-            deliveries.c.next_attempt_at,
-            deliveries.c.updated_at,
-            deliveries.c.attempts,
-        )
-        statement = select(*columns).where(
-            deliveries.c.source_id == source_id, deliveries.c.result_id.in_(bindparam("ids", expanding=True))
-        )
-        result_ids = [
-            result_id for result_id in result_ids if "\0" not in result_id
-        ]  # no such row can be there, and PostgreSQL cannot be asked
-        with self._store.reading() as connection:
-            for start in range(0, len(result_ids), _CHUNK):
-                found = connection.execute(statement, {"ids": list(result_ids[start : start + _CHUNK])})
-                rows.extend(found)
-        now = self._now()
-        waiting = (State.PENDING, State.RETRYING)
-        return pa.table(
-            {
-                "result_id": [row[0] for row in rows],
-                "content_hash": [row[1] for row in rows],
-                "state": [row[2] for row in rows],
-                "due": [(row[2] if row[3] is None else row[3]) in waiting and _has_come(row[4], row[5], now) for row in rows],
-                "attempts": [row[6] for row in rows],
-            },
-            schema=KNOWN_SCHEMA,
-        )
-
-    def current_ids(self, source_id: int, after: str, limit: int) -> list[str]:
-        """The ids of the rows that count (neither superseded nor withdrawn), in order, a page at a time."""
-        statement = (
-            select(deliveries.c.result_id)
-            .where(deliveries.c.source_id == source_id, deliveries.c.result_id > after, deliveries.c.state.in_(_CURRENT))
-            .distinct()
-            .order_by(deliveries.c.result_id)
-            .limit(limit)
-        )
-        with self._store.reading() as connection:
-            return list(connection.execute(statement).scalars())
-
-    def count_current(self, source_id: int) -> int:
-        """How many rows count, in doubt ones included."""
-        statement = select(func.count()).where(deliveries.c.source_id == source_id, deliveries.c.state.in_(_CURRENT))
-        with self._store.reading() as connection:
-            return int(connection.execute(statement).scalar_one())
-
-    def compared(
-        self,
-        holder: Holder,
-        source_id: int,
-        comparison: Comparison,
-        *,
-        superseded: Iterable[tuple[str, bytes]],
-        returned: Iterable[tuple[str, bytes]],
-        withdrawn: Iterable[str],
-    ) -> None:
-        """Record a whole comparison: the counts, and which rows no longer count (old contents, rows gone) or count again."""
-        now = self._now()
-        retire = "UPDATE deliveries SET prior_state = state, state = ?, updated_at = ? WHERE source_id = ? AND result_id = ?"
-        with self._store.writing() as connection:
-            self._leases.renew(connection, holder.lease, holder.duration_s)
-            insert_many(
-                connection,
-                f"{retire} AND content_hash = ? AND state < {int(State.SUPERSEDED)}",
-                [(int(State.SUPERSEDED), now, source_id, result_id, content) for result_id, content in superseded],
-            )
-            insert_many(
-                connection,
-                f"{retire} AND state < {int(State.SUPERSEDED)}",
-                [(int(State.WITHDRAWN), now, source_id, result_id) for result_id in withdrawn],
-            )
-            insert_many(
-                connection,
-                "UPDATE deliveries SET state = prior_state, prior_state = NULL, updated_at = ? "
-                f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state >= {int(State.SUPERSEDED)}",
-                [(now, source_id, result_id, content) for result_id, content in returned],
-            )
-            subject_ids = self._subjects.of(connection, set(comparison.subjects))
-            connection.execute(tallies.delete().where(tallies.c.source_id == source_id))
-            insert_many(
-                connection,
-                "INSERT INTO tallies (source_id, subject_id, total, skipped) VALUES (?, ?, ?, ?)",
-                [(source_id, subject_ids[pair], total, skipped) for pair, (total, skipped) in comparison.subjects.items()],
-            )
-            connection.execute(
-                update(sources)
-                .where(sources.c.source_id == source_id)
-                .values(
-                    compared_at=now,
-                    signature=comparison.signature,
-                    scope=comparison.scope,
-                    total=comparison.total,
-                    untouched=comparison.untouched,
-                    skipped=json.dumps(dict(comparison.skipped)),
-                )
-            )
-        self._subjects.remember(subject_ids)
-
     # -- moving -------------------------------------------------------------------------------------------------------------------------
 
-    def claim(self, holder: Holder, source_id: int, batch: pa.Table, is_new: Sequence[bool]) -> None:
-        """Make a batch ours before any of it is sent: deliverable rows become `sending`, the others `rejected` with their reason.
+    def claim(self, holder: Holder, source_id: int, batch: pa.Table, is_new: pa.BooleanArray) -> Claim:
+        """Make a batch ours before any of it is sent; what is refused by the mapping is `rejected` with its reason at once.
 
-        `is_new[i]` says that row i has no row in the ledger yet. All or nothing: raises LedgerError (and changes nothing) if the ledger does not
-        look as the comparison said.
+        `is_new[i]` says that row i has no row in the ledger yet: such rows get one when they are acknowledged, and count as in doubt until then; the
+        others become `sending`. All or nothing: raises LedgerError (and changes nothing) if the ledger does not look as the comparison said.
         """
         now = self._now()
-        columns = batch.select(
-            ["result_id", "content_hash", "key", "reason_code", "reason", "quality", "measured_at_us", "model_name", "hardware_platform"]
-        )
-        rows = list(zip(*(column.to_pylist() for column in columns.columns), strict=True))
+        deliverable = claims.whole(pc.is_null(batch.column("reason_code")))
+        sent, refused = claims.filtered(batch, deliverable), claims.filtered(batch, pc.invert(deliverable))
+        sent_new, refused_new = pc.filter(is_new, deliverable), pc.filter(is_new, pc.invert(deliverable))
+        pairs, numbers = claims.encoded(batch, "model_name", "hardware_platform")
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
-            subject_ids = self._subjects.of(connection, {(row[7] or "", row[8] or "") for row in rows})
-            reason_ids = self._reasons.of(connection, {(row[3], row[4]) for row in rows if row[3]})
-            fresh, again = [], []
-            for row, new in zip(rows, is_new, strict=True):
-                result_id, content, key, code, sentence, quality, measured_at_us, model, hardware = row
-                state = int(State.REJECTED if code else State.SENDING)
-                reason_id = reason_ids[code, sentence] if code else None
-                subject_id = subject_ids[model or "", hardware or ""]
-                attempt = 0 if code else 1
-                if new:
-                    measured_at = None if measured_at_us is None else measured_at_us / 1e6
-                    fresh.append(
-                        (
-                            source_id,
-                            result_id,
-                            content,
-                            key,
-                            state,
-                            subject_id,
-                            measured_at,
-                            attempt,
-                            reason_id,
-                            quality,
-                            holder.run_id,
-                            now,
-                        )
+            subject_ids = self._subjects.of(connection, set(pairs))
+            reason_ids = self._reasons.of(connection, set(claims.zipped(refused, "reason_code", "reason")))
+            subjects_of = pa.array([subject_ids[pair] for pair in pairs], pa.int32()).take(numbers)
+            fresh = claims.identities(batch, subjects_of, pc.and_(is_new, deliverable))
+            fresh_refused = claims.identities(batch, subjects_of, pc.and_(is_new, pc.invert(deliverable)))
+            self._refuse(connection, holder, source_id, fresh_refused, claims.filtered(refused, refused_new), reason_ids, now)
+            moved = Counter({State.REJECTED: len(fresh_refused)})
+            for rows, state in (
+                (claims.filtered(refused, pc.invert(refused_new)), State.REJECTED),
+                (claims.filtered(sent, pc.invert(sent_new)), State.SENDING),
+            ):
+                again = _again(rows, state, subject_ids, reason_ids)
+                for before in (State.PENDING, State.RETRYING):
+                    changed = insert_many(
+                        connection,
+                        "UPDATE deliveries SET state = ?, attempts = attempts + ?, subject_id = ?, reason_id = ?, quality = ?, run_id = ?, "
+                        "updated_at = ?, next_attempt_at = NULL "
+                        f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(before)}",
+                        [(*values, holder.run_id, now, source_id, result_id, content) for *values, result_id, content in again],
                     )
-                else:
-                    again.append((state, subject_id, attempt, reason_id, quality, holder.run_id, now, source_id, result_id, content))
-            insert_many(
-                connection,
-                "INSERT INTO deliveries (source_id, result_id, content_hash, key, state, subject_id, measured_at, attempts, reason_id, quality, "
-                "run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                fresh,
-            )
-            changed = insert_many(
-                connection,
-                "UPDATE deliveries SET state = ?, subject_id = ?, attempts = attempts + ?, reason_id = ?, quality = ?, run_id = ?, updated_at = ?, "
-                "next_attempt_at = NULL WHERE source_id = ? AND result_id = ? AND content_hash = ? "
-                f"AND state IN ({int(State.PENDING)}, {int(State.RETRYING)})",
-                again,
-            )
-            if changed != len(again):
+                    moved[before] -= changed
+                    moved[state] += changed
+            changed = -(moved[State.PENDING] + moved[State.RETRYING])
+            if changed != len(batch) - is_new.true_count or (len(fresh) <= _LOOKED_UP and _meets(connection, source_id, fresh)):
                 raise LedgerError(
                     "The ledger changed while a batch was being claimed.", guidance="Nothing was sent; the next sync compares anew."
                 )
-            connection.execute(update(sources).where(sources.c.source_id == source_id).values(untouched=sources.c.untouched - len(fresh)))
+            standings.move(connection, source_id, moved)
+            number = claims.store(connection, source_id, holder.run_id, fresh, now) if len(fresh) else None
+            self._touch(connection, source_id, is_new.true_count)
         self._subjects.remember(subject_ids)
         self._reasons.remember(reason_ids)
+        return Claim(number, sent, sent_new, fresh)
 
     def acknowledge(
-        self, holder: Holder, source_id: int, batch: pa.Table, receipt: Receipt, *, retry_at: Callable[[int, Outcome], float]
+        self, holder: Holder, source_id: int, claim: Claim, receipt: Receipt, *, retry_at: Callable[[int, Outcome], float]
     ) -> None:
         """Record what became of the deliverable rows of a claimed batch. `retry_at(row, outcome)` gives the time of the next attempt.
 
-        An attempt that failed because the sink is down (`receipt.stop`) is not counted against its row.
-        All or nothing: raises LedgerError (and changes nothing) if a row is not `sending` any more or the receipt is about other rows.
+        An attempt that failed because the sink is down (`receipt.stop`) is not counted against its row. New rows that were not sent are as if they had
+        never been touched. All or nothing: raises LedgerError (and changes nothing) if the claim is gone, a row is not `sending` any more or the
+        receipt is about other rows.
         """
+        batch, exceptions = claim.batch, receipt.exceptions
         if len(receipt.measurement_ids) != len(batch):
             raise LedgerError(
                 f"The receipt is about {len(receipt.measurement_ids)} rows, the batch has {len(batch)}.",
                 guidance="What is not acknowledged is in doubt and will be asked for.",
             )
         now = self._now()
-        ids, hashes = batch.column("result_id").to_pylist(), batch.column("content_hash").to_pylist()
-        exceptions = receipt.exceptions
-        done = [
-            (measurement_id, now, source_id, ids[i], hashes[i])
-            for i, measurement_id in enumerate(receipt.measurement_ids)
-            if i not in exceptions
-        ]
-        where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
+        names = _names(receipt.measurement_ids)
+        delivered = _all_but(exceptions, len(batch))
+        delivered_new = pc.and_(delivered, claim.is_new)
+        known = pc.and_(delivered, pc.invert(claim.is_new))
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
             wanted = {(outcome.code, outcome.reason) for outcome in exceptions.values() if outcome.fate is not Fate.NOT_SENT}
             reason_ids = self._reasons.of(connection, wanted)
+            whole = claim.number is None or claims.remove(connection, source_id, claim.number)
+            done = claims.filtered(claim.fresh, pc.filter(delivered, claim.is_new))
+            insert_delivered(connection, source_id, holder.run_id, done, pc.filter(names, delivered_new), now)
+            old = claims.filtered(batch.select(["result_id", "content_hash"]), known)
+            where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
             changed = insert_many(
                 connection,
                 f"{_DELIVERED} {where}",
-                done,
-            )
-            states = {
-                Fate.REJECTED: State.REJECTED,
-                Fate.FAILED: State.RETRYING,
-                Fate.IN_DOUBT: State.SENDING,
-                Fate.NOT_SENT: State.PENDING,
-            }
-            changed += insert_many(
-                connection,
-                "UPDATE deliveries SET state = ?, attempts = attempts - ?, reason_id = ?, next_attempt_at = ?, task_id = ?, updated_at = ? "
-                f"{where}",
                 [
-                    (
-                        int(states[outcome.fate]),
-                        int(outcome.fate is Fate.NOT_SENT or (receipt.stop is not None and outcome.fate is not Fate.REJECTED)),
-                        reason_ids.get((outcome.code, outcome.reason)),
-                        retry_at(i, outcome) if _waits(outcome, receipt) else None,
-                        outcome.task_id,
-                        now,
-                        source_id,
-                        ids[i],
-                        hashes[i],
+                    (name, now, source_id, result_id, content)
+                    for name, result_id, content in zip(
+                        pc.filter(names, known).to_pylist(),
+                        old.column("result_id").to_pylist(),
+                        old.column("content_hash").to_pylist(),
+                        strict=True,
                     )
-                    for i, outcome in exceptions.items()
                 ],
             )
-            if changed != len(batch):
+            fresh_ends, old_ends = self._ends(claim, receipt, reason_ids, retry_at)
+            insert_many(
+                connection,
+                "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, "
+                "next_attempt_at, task_id, run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(source_id, *row, *end, holder.run_id, now) for row, end in fresh_ends],
+            )
+            changed += insert_many(
+                connection,
+                f"UPDATE deliveries SET state = ?, attempts = attempts - 1 + ?, reason_id = ?, next_attempt_at = ?, task_id = ?, updated_at = ? {where}",
+                [(*end, now, source_id, result_id, content) for result_id, content, end in old_ends],
+            )
+            unsent = len(claim.fresh) - len(done) - len(fresh_ends)
+            self._touch(connection, source_id, -unsent)
+            if not whole or changed != len(old) + len(old_ends):
                 raise LedgerError(
                     "The ledger changed while a batch was on its way.",
                     guidance="What is not acknowledged is in doubt and will be asked for.",
                 )
+            moved = Counter({State.DELIVERED: len(done) + len(old), State.SENDING: -changed})
+            moved.update(State(end[0]) for *_, end in (*fresh_ends, *old_ends))
+            standings.move(connection, source_id, moved)
         self._reasons.remember(reason_ids)
+
+    @staticmethod
+    def _ends(
+        claim: Claim, receipt: Receipt, reason_ids: Mapping[tuple[str, str], int], retry_at: Callable[[int, Outcome], float]
+    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any, Any]]]:
+        """How the rows that were not delivered end: (state, attempts of this time, reason, next attempt, task). New rows, then known ones."""
+        fresh: list[tuple[Any, Any]] = []
+        old: list[tuple[Any, Any, Any]] = []
+        if not receipt.exceptions:
+            return fresh, old
+        is_new = claim.is_new.to_pylist()
+        place = [position - 1 for position in accumulate(is_new)]
+        rows = claims.as_rows(claim.fresh)
+        ids, hashes = claim.batch.column("result_id").to_pylist(), claim.batch.column("content_hash").to_pylist()
+        for row, outcome in receipt.exceptions.items():
+            counts = not (outcome.fate is Fate.NOT_SENT or (receipt.stop is not None and outcome.fate is not Fate.REJECTED))
+            due = retry_at(row, outcome) if _waits(outcome, receipt) else None
+            end = (int(_STATES[outcome.fate]), int(counts), reason_ids.get((outcome.code, outcome.reason)), due, outcome.task_id)
+            if not is_new[row]:
+                old.append((ids[row], hashes[row], end))
+            elif outcome.fate is not Fate.NOT_SENT:
+                fresh.append((rows[place[row]], end))
+        return fresh, old
+
+    @staticmethod
+    def _refuse(
+        connection: Connection,
+        holder: Holder,
+        source_id: int,
+        identities: pa.Table,
+        refused: pa.Table,
+        reason_ids: Mapping[tuple[str, str], int],
+        now: float,
+    ) -> None:
+        reasons_of = [reason_ids[pair] for pair in claims.zipped(refused, "reason_code", "reason")]
+        insert_many(
+            connection,
+            "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, run_id, "
+            f"updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.REJECTED)}, 0, ?, ?, ?)",
+            [(source_id, *row, reason, holder.run_id, now) for row, reason in zip(claims.as_rows(identities), reasons_of, strict=True)],
+        )
+
+    @staticmethod
+    def _touch(connection: Connection, source_id: int, rows: int) -> None:
+        """That many results more are taken up: the comparison counted them as not touched."""
+        if rows:
+            connection.execute(update(sources).where(sources.c.source_id == source_id).values(untouched=sources.c.untouched - rows))
 
     # -- doubt --------------------------------------------------------------------------------------------------------------------------
 
@@ -326,6 +226,8 @@ class Deliveries:
             .order_by(deliveries.c.result_id)
             .limit(limit)
         )
+        if state is State.SENDING:
+            statement = among_open(statement)
         with self._store.reading() as connection:
             return [
                 Doubt(result_id, bytes(content), UUID(bytes=bytes(key)), model, sent_at, attempts, task_id)
@@ -333,21 +235,37 @@ class Deliveries:
             ]
 
     def abandoned(self, holder: Holder, source_id: int) -> None:
-        """Rows that a process was sending when it died are in doubt as of now: it may have sent them until a moment ago, however long ago it claimed them.
+        """What a process was sending when it died is in doubt as of now: it may have sent it until a moment ago, however long ago it claimed it.
 
-        They are the ones in doubt without a reason: whoever lives to acknowledge gives one.
+        That is what it had claimed and never acknowledged, and the rows in doubt without a reason: whoever lives to acknowledge gives one.
         """
         orphans = and_(deliveries.c.source_id == source_id, deliveries.c.state == int(State.SENDING), deliveries.c.reason_id.is_(None))
         with self._store.reading() as connection:
-            if connection.execute(select(1).where(orphans).limit(1)).first() is None:
+            if (
+                not claims.count(connection, source_id)
+                and connection.execute(among_open(select(1).select_from(deliveries).where(orphans).limit(1))).first() is None
+            ):
                 return
         reason = ("process_gone", "The process that was sending this result is gone.")
+        now = self._now()
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
             reason_ids = self._reasons.of(connection, {reason})
             # The attempt is not counted: it was not the result that failed.
-            values = {"reason_id": reason_ids[reason], "attempts": deliveries.c.attempts - 1, "updated_at": self._now()}
+            values = {"reason_id": reason_ids[reason], "attempts": deliveries.c.attempts - 1, "updated_at": now}
             connection.execute(update(deliveries).where(orphans).values(**values))
+            for claim, results in claims.read(connection, source_id):
+                made = insert_many(
+                    connection,
+                    "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, "
+                    f"run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.SENDING)}, 0, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    [(source_id, *row, reason_ids[reason], claim["run_id"], now) for row in claims.as_rows(results)],
+                )
+                # One that has a row all the same keeps it, and was not untouched when it was claimed. It must not be in the way of every run to come.
+                self._touch(connection, source_id, made - len(results))
+                standings.move(connection, source_id, {State.SENDING: made})
+                claims.remove(connection, source_id, claim["claim_id"])
+        self._reasons.remember(reason_ids)
 
     def settle(
         self,
@@ -364,19 +282,19 @@ class Deliveries:
         dead = list(given_up)
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
-            insert_many(
+            delivered = insert_many(
                 connection,
                 f"{_DELIVERED} {where}",
                 [(measurement_id, now, source_id, doubt.result_id, doubt.content_hash) for doubt, measurement_id in stored],
             )
-            insert_many(
+            retrying = insert_many(
                 connection,
                 f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = coalesce(next_attempt_at, ?), task_id = NULL, "
                 f"updated_at = ? {where}",
                 [(now, now, source_id, doubt.result_id, doubt.content_hash) for doubt in absent],
             )
             reason_ids = self._reasons.of(connection, {(outcome.code, outcome.reason) for _, outcome in dead})
-            insert_many(
+            rejected = insert_many(
                 connection,
                 f"UPDATE deliveries SET state = {int(State.REJECTED)}, reason_id = ?, next_attempt_at = NULL, task_id = NULL, updated_at = ? {where}",
                 [
@@ -384,6 +302,8 @@ class Deliveries:
                     for doubt, outcome in dead
                 ],
             )
+            moved = {State.DELIVERED: delivered, State.RETRYING: retrying, State.REJECTED: rejected}
+            standings.move(connection, source_id, {**moved, State.SENDING: -sum(moved.values())})
         self._reasons.remember(reason_ids)
 
     def is_adopted(self, source_id: int) -> bool:
@@ -410,12 +330,14 @@ class Deliveries:
         now = self._now()
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
-            return insert_many(
+            changed = insert_many(
                 connection,
                 f"UPDATE deliveries SET state = {int(State.PENDING)}, next_attempt_at = NULL, updated_at = ? "
                 f"WHERE source_id = ? AND result_id = ? AND state = {int(State.DELIVERED)}",
                 [(now, source_id, result_id) for result_id in result_ids],
             )
+            standings.move(connection, source_id, {State.PENDING: changed, State.DELIVERED: -changed})
+            return changed
 
     # -- by hand ------------------------------------------------------------------------------------------------------------------------
 
@@ -432,20 +354,78 @@ class Deliveries:
         refused = deliveries.c.state == int(State.REJECTED)
         if not rejected:
             refused &= deliveries.c.reason_id.in_(select(reasons.c.reason_id).where(reasons.c.code == GIVEN_UP))
-        statement = (
-            update(deliveries)
-            .where(deliveries.c.source_id == source_id, or_(deliveries.c.state == int(State.RETRYING), refused))
-            .values(state=int(State.PENDING), attempts=0, next_attempt_at=None, updated_at=self._now())
-        )
+        conditions = [deliveries.c.source_id == source_id]
         if model is not None:
-            statement = statement.where(deliveries.c.subject_id.in_(select(subjects.c.subject_id).where(subjects.c.model == model)))
+            conditions.append(deliveries.c.subject_id.in_(select(subjects.c.subject_id).where(subjects.c.model == model)))
         if reason is not None:
-            statement = statement.where(deliveries.c.reason_id.in_(select(reasons.c.reason_id).where(reasons.c.code == reason)))
+            conditions.append(deliveries.c.reason_id.in_(select(reasons.c.reason_id).where(reasons.c.code == reason)))
+        values = {"state": int(State.PENDING), "attempts": 0, "next_attempt_at": None, "updated_at": self._now()}
+        moved: Counter[State] = Counter()
         with self._store.writing() as connection:
-            if result_ids is None:
-                return connection.execute(statement).rowcount
-            chunks = (list(result_ids[start : start + _CHUNK]) for start in range(0, len(result_ids), _CHUNK))
-            return sum(connection.execute(statement.where(deliveries.c.result_id.in_(chunk))).rowcount for chunk in chunks)
+            for before, these in ((State.RETRYING, deliveries.c.state == int(State.RETRYING)), (State.REJECTED, refused)):
+                statement = update(deliveries).where(*conditions, these).values(**values)
+                if result_ids is None:
+                    moved[before] -= connection.execute(statement).rowcount
+                    continue
+                for start in range(0, len(result_ids), _CHUNK):
+                    mine = deliveries.c.result_id.in_(list(result_ids[start : start + _CHUNK]))
+                    moved[before] -= connection.execute(statement.where(mine)).rowcount
+            changed = -sum(moved.values())
+            standings.move(connection, source_id, {**moved, State.PENDING: changed})
+        return changed
+
+
+def _meets(connection: Connection, source_id: int, fresh: pa.Table) -> bool:
+    """Whether the ledger has one of these contents already, as a row or on its way."""
+    ids, hashes = (fresh.column(name).to_pylist() for name in ("result_id", "content_hash"))
+    mine = set(zip(ids, hashes, strict=True))
+    if len(mine) < len(ids):
+        return True
+    statement = select(deliveries.c.result_id, deliveries.c.content_hash).where(
+        deliveries.c.source_id == source_id, deliveries.c.result_id.in_(bindparam("ids", expanding=True))
+    )
+    for start in range(0, len(ids), _CHUNK):
+        if any((found, bytes(content)) in mine for found, content in connection.execute(statement, {"ids": ids[start : start + _CHUNK]})):
+            return True
+    for _, results in claims.read(connection, source_id):
+        here = results.filter(pc.is_in(results.column("result_id"), value_set=fresh.column("result_id").combine_chunks()))
+        if not mine.isdisjoint(zip(here.column("result_id").to_pylist(), here.column("content_hash").to_pylist(), strict=True)):
+            return True
+    return False
+
+
+_STATES = {
+    Fate.REJECTED: State.REJECTED,
+    Fate.FAILED: State.RETRYING,
+    Fate.IN_DOUBT: State.SENDING,
+    Fate.NOT_SENT: State.PENDING,
+}
+
+
+def _names(measurement_ids: Sequence[str | None] | pa.Array) -> pa.Array:
+    return measurement_ids if isinstance(measurement_ids, pa.Array) else pa.array(measurement_ids, pa.string())
+
+
+def _all_but(rows: Iterable[int], count: int) -> pa.BooleanArray:
+    """A mask that leaves these rows out."""
+    left_out = pa.array(list(rows), pa.int64())
+    return pc.invert(pc.is_in(pa.array(range(count), pa.int64()), value_set=left_out)) if len(left_out) else pa.repeat(True, count)
+
+
+def _again(
+    batch: pa.Table, state: State, subject_ids: Mapping[tuple[str, str], int], reason_ids: Mapping[tuple[str, str], int]
+) -> list[tuple[Any, ...]]:
+    """How rows that the ledger has are claimed: (state, attempts more, subject, reason, quality, result id, content hash)."""
+    more = int(state is State.SENDING)
+    return [
+        (int(state), more, subject_ids[subject], reason_ids.get(reason) if reason[0] else None, quality, result_id, content)
+        for subject, reason, quality, result_id, content in zip(
+            claims.zipped(batch, "model_name", "hardware_platform"),
+            claims.zipped(batch, "reason_code", "reason"),
+            *(batch.column(name).to_pylist() for name in ("quality", "result_id", "content_hash")),
+            strict=True,
+        )
+    ]
 
 
 def _waits(outcome: Outcome, receipt: Receipt) -> bool:
@@ -453,8 +433,3 @@ def _waits(outcome: Outcome, receipt: Receipt) -> bool:
     if outcome.fate is Fate.IN_DOUBT:
         return receipt.stop is None or outcome.retry_after_s is not None
     return outcome.fate is Fate.FAILED
-
-
-def _has_come(next_attempt_at: float | None, updated_at: float, now: float) -> bool:
-    """Whether a row is due. One that was written by a clock far ahead of ours is: nobody knows when its time would be."""
-    return next_attempt_at is None or next_attempt_at <= now or updated_at > now + CLOCKS_APART_S

@@ -29,6 +29,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """A run's right to write: its lease, how long each renewal lasts, its number."""
+
+    lease: Lease
+    duration_s: float
+    run_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseHolder:
     """Who holds a lease now, for the status page."""
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping, or_, select, update
 
-from benchbridge_plugin.ledger.deliveries import Holder
-from benchbridge_plugin.ledger.leases import Lease, Leases
+from benchbridge_plugin.ledger.leases import Holder, Lease, Leases
 from benchbridge_plugin.ledger.schema import runs, sources
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import RunSummary, SyncRequest

@@ -7,6 +7,7 @@ Repeated texts (models, hardware, reasons) are kept once and referred to by numb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -19,10 +20,15 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Select,
     SmallInteger,
     Table,
     Text,
     UniqueConstraint,
+    bindparam,
+    func,
+    inspect,
+    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import TEXT
@@ -41,6 +47,7 @@ sources = Table(
     # The last comparison with the file. `total` and `skipped` stay as counted; `untouched` falls with every row that a run takes up.
     Column("compared_at", Double),
     Column("signature", Text),
+    Column("looked", Text),  # the signature at the last look for new ids, which a comparison includes
     Column("scope", Text),  # what the counts depend on beside the file: look-back and rules
     Column("total", BigInteger, nullable=False, server_default="0"),
     Column("untouched", BigInteger, nullable=False, server_default="0"),
@@ -110,14 +117,37 @@ deliveries = Table(
     Column("updated_at", Double, nullable=False),
     sqlite_with_rowid=False,
 )
+OPEN_STATES = (0, 1, 3)  # pending, sending, retrying
 # Only the rows that somebody still has to look at; it stays small however many results are delivered.
 Index(
     "ix_deliveries_open",
     deliveries.c.source_id,
     deliveries.c.state,
     deliveries.c.next_attempt_at,
-    sqlite_where=deliveries.c.state.in_([0, 1, 3]),
-    postgresql_where=deliveries.c.state.in_([0, 1, 3]),
+    sqlite_where=deliveries.c.state.in_(OPEN_STATES),
+    postgresql_where=deliveries.c.state.in_(OPEN_STATES),
+)
+
+
+def among_open(statement: Select[Any]) -> Select[Any]:
+    """The query of deliveries, kept to what ix_deliveries_open holds and told to use it: SQLite prefers the primary key, and with it all rows."""
+    # The index's own condition to the letter: a database does not look into parameters.
+    is_open = deliveries.c.state.in_(bindparam("open_states", OPEN_STATES, expanding=True, literal_execute=True))
+    return statement.where(is_open).execution_options(benchbridge_index=(deliveries.name, "ix_deliveries_open"))
+
+
+# What a run is handing to the sink at this moment and the ledger has no rows for yet: the whole batch as one value, written before the first byte is
+# sent and removed when its rows are written. After a crash its results are in doubt (see claims.py).
+claims = Table(
+    "claims",
+    metadata,
+    Column("claim_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("run_id", Integer, nullable=False),
+    Column("results", Integer, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("claimed_at", Double, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 # What the last comparison counted for each model and hardware: coverage needs the rows that the ledger does not have yet.
@@ -128,6 +158,27 @@ tallies = Table(
     Column("subject_id", Integer, ForeignKey("subjects.subject_id"), primary_key=True, autoincrement=False),
     Column("total", BigInteger, nullable=False),
     Column("skipped", BigInteger, nullable=False),
+)
+
+# How many rows of a source are in which state, kept in step by every transaction that moves rows, and counted anew by every comparison: an accounting
+# must not take longer the more results there are.
+standings = Table(
+    "standings",
+    metadata,
+    Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("state", SmallInteger, primary_key=True, autoincrement=False),
+    Column("results", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# The ids that were in the file at the last comparison, whatever became of them, and after that what each look for new ones found: Arrow streams.
+seen_ids = Table(
+    "seen_ids",
+    metadata,
+    Column("seen_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("ix_seen_ids_source", "source_id"),
 )
 
 leases = Table(
@@ -160,6 +211,16 @@ def _create(connection: Connection) -> None:
     )
 
 
+def _add_claims(connection: Connection) -> None:
+    """Claims, standings and seen ids. A ledger made by this version has them from the first step."""
+    for table in (claims, standings, seen_ids):
+        table.create(connection, checkfirst=True)
+    if "looked" not in {column["name"] for column in inspect(connection).get_columns(sources.name)}:
+        connection.execute(text("ALTER TABLE sources ADD COLUMN looked TEXT"))
+        counts = select(deliveries.c.source_id, deliveries.c.state, func.count()).group_by(deliveries.c.source_id, deliveries.c.state)
+        connection.execute(standings.insert().from_select(["source_id", "state", "results"], counts))
+
+
 #: Step n brings a ledger from version n to version n + 1; version 0 is an empty database. Steps are only ever appended.
-UPGRADES: Sequence[Callable[[Connection], None]] = (_create,)
+UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims)
 VERSION = len(UPGRADES)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchbridge_plugin.errors import SinkUnreachable
 from benchbridge_plugin.model import (
@@ -32,6 +33,8 @@ from benchbridge_plugin.sinks.base import KEYED_PREFIX, Taken, nothing_taken
 
 _logger = logging.getLogger(__name__)
 _BATCH_ROWS = 10_000
+_TABLE_ROWS = 122_880  # where batches stay in Arrow; DuckDB stores rows in groups of this many, and whole groups most cheaply
+_STORED = pa.array(["created", "existing"])
 _LISTED = 100_000
 
 
@@ -59,7 +62,7 @@ class ServiceSink:
 
     @property
     def batch_rows(self) -> int:
-        return _BATCH_ROWS
+        return _TABLE_ROWS if hasattr(self._service, "record_measurement_table") else _BATCH_ROWS
 
     @property
     def compares_fields(self) -> bool:
@@ -96,13 +99,15 @@ class ServiceSink:
         if not len(statuses) == len(ids) == len(errors) == len(batch):
             outcome = Outcome(Fate.IN_DOUBT, "service_answer", f"The service answered {len(statuses)} rows for a batch of {len(batch)}.")
             return Receipt([None] * len(batch), dict.fromkeys(range(len(batch)), outcome))
-        exceptions = {
-            row: Outcome(Fate.REJECTED, "refused_by_api", str(errors[row] or "refused without a reason")[:500])
-            if status == "rejected"
-            else Outcome(Fate.IN_DOUBT, "service_answer", f"The service answered with the unknown status {status!r}."[:500])
-            for row, status in enumerate(statuses)
-            if status not in ("created", "existing")
-        }
+        stored = pc.fill_null(pc.is_in(statuses, value_set=_STORED), False)
+        exceptions: dict[int, Outcome] = {}
+        for row in pc.indices_nonzero(pc.invert(stored)).to_pylist():
+            status, why = statuses[row].as_py(), errors[row].as_py()
+            if status == "rejected":
+                exceptions[row] = Outcome(Fate.REJECTED, "refused_by_api", str(why or "refused without a reason")[:500])
+            else:
+                unclear = f"The service answered with the unknown status {status!r}."[:500]
+                exceptions[row] = Outcome(Fate.IN_DOUBT, "service_answer", unclear)
         return Receipt(ids, exceptions)
 
     def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
@@ -137,18 +142,25 @@ class ServiceSink:
     def close(self) -> None:
         """The service belongs to the host."""
 
-    def _record(self, measurements: pa.Table) -> tuple[list[str], list[str | None], list[str | None]]:
+    def _record(self, measurements: pa.Table) -> tuple[pa.Array, pa.Array, pa.Array]:
+        """(status, measurement id, error) of each row, as texts."""
         whole = getattr(self._service, "record_measurement_table", None)
         if whole is not None:
             answer: pa.Table = whole(measurements)
-            return tuple(answer.column(name).to_pylist() for name in ("status", "measurement_id", "error"))
+            status, ids, errors = (_texts(answer.column(name)) for name in ("status", "measurement_id", "error"))
+            return status, ids, errors
         rows = measurements.to_pylist()
         for row in rows:
             row["metadata"] = json.loads(row["metadata"]) if row["metadata"] else None
             row["measured_at"] = row["measured_at"].isoformat() if row["measured_at"] else None
         answers = self._service.record_measurements(rows)
-        return (
-            [item["status"] for item in answers],
-            [None if (said := item.get("measurement_id")) is None else storable(str(said)) for item in answers],
-            [item.get("error") for item in answers],
+        status, ids, errors = (
+            pa.array([None if (said := item.get(name)) is None else storable(str(said)) for item in answers], pa.string())
+            for name in ("status", "measurement_id", "error")
         )
+        return status, ids, errors
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.cast(pa.string()).combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, HostServices
+from benchbridge_plugin.ledger import Claim
 from benchbridge_plugin.ledger.deliveries import Deliveries
 from benchbridge_plugin.ledger.leases import Leases
-from benchbridge_plugin.model import SinkProfile, SyncRequest
+from benchbridge_plugin.model import Receipt, SinkProfile, SyncRequest
 from benchbridge_plugin.sinks.exchange import Exchange
 from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.sinks.service import ServiceSink
@@ -25,7 +26,7 @@ from benchbridge_plugin.source import BenchmarkSource
 #: point -> (class, method, kill before it or after it)
 POINTS: Mapping[str, tuple[type, str, str]] = {
     "read": (BenchmarkSource, "read", "after"),
-    "claiming": (Leases, "renew", "after"),  # inside the transaction that marks the batch as being sent (and inside the others)
+    "claiming": (Leases, "renew", "after"),  # inside the transaction that claims the batch (and inside the others)
     "claimed": (Deliveries, "claim", "after"),
     "before_request": (Exchange, "call", "before"),
     "after_request": (Exchange, "call", "after"),
@@ -124,12 +125,13 @@ def _mine(owner: type, method: str, when: str, occurrence: int) -> None:
 def _plant(bug: str) -> None:
     """Break the engine on purpose."""
     if bug == "early":  # delivered as soon as it is claimed
-        original = Deliveries.claim
+        claim, acknowledge = Deliveries.claim, Deliveries.acknowledge
 
-        def early(self: Deliveries, holder: Any, source_id: int, batch: Any, is_new: Any) -> None:
-            original(self, holder, source_id, batch, is_new)
-            with self._store.writing() as connection:
-                connection.exec_driver_sql("UPDATE deliveries SET state = 2 WHERE state = 1")
+        def early(self: Deliveries, holder: Any, source_id: int, batch: Any, is_new: Any) -> Claim:
+            claimed = claim(self, holder, source_id, batch, is_new)
+            receipt = Receipt([None] * len(claimed.batch))
+            acknowledge(self, holder, source_id, claimed, receipt, retry_at=lambda row, outcome: 0.0)
+            return claimed
 
         def lenient(self: Deliveries, *arguments: Any, **named: Any) -> None:
             return None
@@ -147,7 +149,7 @@ def _plant(bug: str) -> None:
 
         def forgetful(self: HttpSink) -> SinkProfile:
             found = profile(self)
-            self._capabilities = frozenset()
+            self._know(frozenset())
             return SinkProfile(found.hardware, found.precisions, found.modes)
 
         HttpSink.profile = forgetful  # type: ignore[method-assign]

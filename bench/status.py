@@ -1,0 +1,85 @@
+"""How long GET /api/bridge/status takes while nothing happens and while a backfill runs in the same process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import requests
+from unified_server import create_app, shutdown, startup
+from werkzeug.serving import make_server
+
+from bench.dataset import make
+
+_KEY = {"X-API-Key": "key"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench status", description=__doc__)
+    parser.add_argument("--results", type=int, default=100_000)
+    parser.add_argument("--idle", type=int, default=200, help="requests while nothing happens")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        file = make(place / "benchmark_db.duckdb", options.results)
+        app = create_app(
+            {
+                "benchmark_db": {"path": str(file)},
+                "predictive_performance": {"path": str(place / "predictive.duckdb")},
+                "benchmark_predictive_performance": {
+                    "enabled": True,
+                    "benchmark_db_path": str(file),
+                    "bridge_api_key": "key",
+                    "report_output_dir": str(place / "reports"),
+                },
+            }
+        )
+        startup(app)
+        listener = make_server("127.0.0.1", 0, app, threaded=True)
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        bridge = f"http://127.0.0.1:{listener.server_port}/api/bridge"
+
+        def asked() -> float:
+            began = time.perf_counter()
+            requests.get(f"{bridge}/status", headers=_KEY, timeout=10).raise_for_status()
+            return (time.perf_counter() - began) * 1000
+
+        asked()
+        idle = sorted(asked() for _ in range(options.idle))
+        begun = requests.post(f"{bridge}/sync", headers=_KEY, json={"limit": 0, "days": 0}, timeout=10).json()
+        during: list[float] = []
+        while requests.get(f"{bridge}/runs/{begun['run_id']}", headers=_KEY, timeout=10).json()["state"] == "running":
+            during += [asked() for _ in range(5)]
+        accounting = requests.get(f"{bridge}/status", headers=_KEY, timeout=10).json()["accounting"]
+        listener.shutdown()
+        listener.server_close()
+        shutdown(app)
+    during.sort()
+    figures = {
+        "results": options.results,
+        "idle_p99_ms": round(_p99(idle), 1),
+        "during_p99_ms": round(_p99(during), 1),
+        "ratio": round(_p99(during) / _p99(idle), 2),
+        "asked_during": len(during),
+        "delivered": accounting["delivered"],
+    }
+    if options.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        for name, value in figures.items():
+            print(f"{name:<14}  {value}")
+
+
+def _p99(ordered: list[float]) -> float:
+    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else float("nan")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Many delivered results written at once, without a Python object for any of them.
+
+SQLite takes a JSON list of ids and one long value for each other column, of which row n has the n-th piece: a hundred thousand rows are one statement,
+and the driver lets other threads run meanwhile. Tuples through the driver cost more than twice as much (docs/decisions/ledger.md). What cannot be laid
+out like this (ids with anything but plain ASCII in them, another database) goes the slow way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from sqlalchemy import Connection
+
+from benchbridge_plugin.ledger.claims import as_rows
+from benchbridge_plugin.ledger.store import insert_many
+from benchbridge_plugin.model import State
+
+_COLUMNS = "source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, measurement_id, attempts, run_id, updated_at"
+_TUPLES_SQL = f"INSERT INTO deliveries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.DELIVERED)}, ?, 1, ?, ?)"
+#: Piece `key` of a column whose values all have the same width. `key` is json_each's name for the place in the list.
+_TEXT = "CAST(substr(:{0}, key * :{0}_width + 1, :{0}_width) AS TEXT)"
+_PIECES_SQL = f"""
+    INSERT INTO deliveries ({_COLUMNS})
+    SELECT :source_id,
+           value,
+           substr(:hashes, key * 16 + 1, 16),
+           substr(:keys, key * 16 + 1, 16),
+           CAST({_TEXT.format("subjects")} AS INTEGER),
+           CAST(nullif({_TEXT.format("times")}, :no_time) AS INTEGER) / 1e6,
+           CAST({_TEXT.format("qualities")} AS INTEGER),
+           {int(State.DELIVERED)},
+           nullif(rtrim({_TEXT.format("names")}), ''),
+           1,
+           :run_id,
+           :now
+      FROM json_each(:ids)
+"""
+_FEWEST = 200  # below that the layout costs more than it saves
+_WIDEST = 200
+
+
+def insert_delivered(connection: Connection, source_id: int, run_id: int, fresh: pa.Table, names: pa.Array, now: float) -> int:
+    """Write `fresh` (claims.CLAIM_SCHEMA) as delivered, `names` being the sink's ids (text or null). Returns how many rows that made."""
+    pieces = _pieces(fresh, names) if connection.dialect.name == "sqlite" and len(fresh) >= _FEWEST else None
+    if pieces is not None:
+        return connection.exec_driver_sql(_PIECES_SQL, {**pieces, "source_id": source_id, "run_id": run_id, "now": now}).rowcount
+    rows = [(source_id, *row, name, run_id, now) for row, name in zip(as_rows(fresh), names.to_pylist(), strict=True)]
+    return insert_many(connection, _TUPLES_SQL, rows)
+
+
+def _pieces(fresh: pa.Table, names: pa.Array) -> dict[str, Any] | None:
+    """The parameters of _PIECES_SQL, or None when a text does not lend itself to it."""
+    ids = _one(fresh.column("result_id"))
+    if not _is_plain(ids, '"', "\\", " ") or not _is_plain(names.drop_null(), " "):
+        return None
+    named = pc.fill_null(names, "")
+    widest = pc.max(pc.binary_length(named)).as_py()
+    if widest > _WIDEST:
+        return None
+    times = _texts(fresh.column("measured_at_us"))
+    return {
+        "ids": '["' + _joined(ids, '","') + '"]',
+        "hashes": _bytes(_one(fresh.column("content_hash"))),
+        "keys": _bytes(_one(fresh.column("key"))),
+        **_fixed("subjects", _texts(fresh.column("subject_id"))),
+        **_fixed("times", times),
+        "no_time": " " * max(pc.max(pc.binary_length(times)).as_py(), 1),
+        **_fixed("qualities", _texts(fresh.column("quality"))),
+        **_fixed("names", named),
+    }
+
+
+def _is_plain(texts: pa.Array, *without: str) -> bool:
+    """Whether all are printable ASCII without these characters, and none is empty: what JSON takes as it is, and padding can be told from."""
+    plain = (pc.string_is_ascii(texts), pc.ascii_is_printable(texts), pc.not_equal(texts, ""))
+    if not all(pc.all(are, min_count=0).as_py() for are in plain):
+        return False
+    return not any(pc.any(pc.match_substring(texts, character), min_count=0).as_py() for character in without)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    return pc.fill_null(_one(column).cast(pa.string()), "")
+
+
+def _joined(texts: pa.Array, between: str) -> str:
+    listed = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+    return str(pc.binary_join(listed, between)[0].as_py())
+
+
+def _bytes(column: pa.FixedSizeBinaryArray) -> bytes:
+    width = column.type.byte_width
+    data = column.buffers()[1]
+    return bytes(memoryview(data)[column.offset * width : (column.offset + len(column)) * width])
+
+
+def _fixed(name: str, texts: pa.Array) -> dict[str, Any]:
+    """Texts of ASCII as one value in which each has the same width, blanks to its right."""
+    width = max(pc.max(pc.binary_length(texts)).as_py(), 1)
+    return {name: _joined(pc.ascii_rpad(texts, width, " "), "").encode("ascii"), f"{name}_width": width}

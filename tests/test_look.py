@@ -1,0 +1,194 @@
+"""Scheduled cycles between two whole comparisons: what is new is found by its id alone, and everything else is left for the comparison."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from sqlalchemy import text
+
+from benchbridge_plugin.layout import Layout
+from benchbridge_plugin.model import State
+from tests.conftest import World, fill
+from tests.scripted import FAILED, REFUSED, Scripted
+
+ROWS = 12
+HOUR_S = 3_600
+
+
+@pytest.fixture
+def sink() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def world(world: World, sink: Scripted) -> World:
+    """A file that was compared as a whole and delivered just now."""
+    world.sink = sink
+    fill(world, ROWS)
+    world.sync()
+    sink.sent.clear()
+    return world
+
+
+class Slices:
+    """Counts how often the whole file is read."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = world.source.slices
+
+        def slices(layout: Layout, ids: pa.Array, **options: Any) -> Iterator[pa.Table]:
+            self.count += 1
+            return original(layout, ids, **options)
+
+        monkeypatch.setattr(world.source, "slices", slices)
+
+
+@pytest.fixture
+def slices(world: World, monkeypatch: pytest.MonkeyPatch) -> Slices:
+    return Slices(world, monkeypatch)
+
+
+def test_a_new_result_is_sent_without_reading_the_others(world: World, sink: Scripted, slices: Slices) -> None:
+    """However many there are; and what was found is seen from then on."""
+    for result_id in (100, 5_000, 50):
+        world.database.insert(result_id=result_id)
+        assert world.sync(kind="schedule").synced == 1
+    assert sink.sent == ["100", "5000", "50"]
+    assert slices.count == 0
+    assert world.sync(kind="schedule").run_id is None, "nothing is new"
+    assert world.accounting.delivered == world.accounting.total == ROWS + 3
+
+
+def test_a_sync_that_somebody_asks_for_compares_the_whole_file(world: World, sink: Scripted, slices: Slices) -> None:
+    """Also after a look at the same file: a look sees no changes in place."""
+    world.database.insert(result_id=100)
+    world.database.update(3, throughput_items_per_second=1.0)
+    world.sync(kind="schedule")
+    assert sink.sent == ["100"]
+    assert slices.count == 0
+    assert world.sync().synced == 1
+    assert sink.sent == ["100", "3"]
+    assert slices.count == 1
+
+
+def test_a_change_in_place_is_found_by_the_next_comparison(world: World, sink: Scripted, slices: Slices) -> None:
+    """Which is due after an hour, even if the file did not change meanwhile."""
+    world.database.update(3, throughput_items_per_second=1.0)
+    assert world.sync(kind="schedule").synced == 0
+    world.clock.advance(HOUR_S - 1)
+    assert world.sync(kind="schedule").run_id is None
+    world.clock.advance(1)
+    assert world.sync(kind="schedule").synced == 1
+    assert world.state_of(3) == ["delivered", "superseded"]
+    assert slices.count == 1
+
+
+def test_every_cycle_compares_where_that_is_configured(world: World, slices: Slices) -> None:
+    """`full_comparison_minutes: 0`."""
+    world.database.insert(result_id=100)
+    assert world.sync(kind="schedule", policy={"compare_every_s": 0.0}).synced == 1
+    assert slices.count == 1
+
+
+def test_a_result_that_is_gone_makes_it_a_comparison(world: World, slices: Slices) -> None:
+    """Also when as many came as went."""
+    world.database.delete(3)
+    world.database.insert(result_id=100)
+    world.sync(kind="schedule")
+    assert slices.count == 1
+    assert (world.accounting.total, world.accounting.withdrawn, world.accounting.delivered) == (ROWS, 1, ROWS)
+
+
+def test_a_result_that_comes_back_makes_it_a_comparison(world: World, sink: Scripted, slices: Slices) -> None:
+    """It was delivered once, and is not sent again."""
+    removed = world.database.execute("SELECT * FROM performance_results WHERE result_id = 3")[0]
+    world.database.delete(3)
+    world.sync(kind="schedule")
+    world.database.execute(f"INSERT INTO performance_results VALUES ({', '.join('?' * len(removed))})", removed)
+    world.sync(kind="schedule")
+    assert slices.count == 2
+    assert sink.sent == []
+    assert (world.accounting.withdrawn, world.accounting.delivered) == (0, ROWS)
+
+
+def test_what_is_not_sent_on_purpose_is_counted_once(world: World, sink: Scripted, slices: Slices) -> None:
+    """And not looked at again."""
+    world.database.insert(result_id=100, metrics='{"is_simulated": true}')
+    world.database.insert(result_id=101)
+    world.sync(kind="schedule")
+    world.database.insert(result_id=102)
+    world.sync(kind="schedule")
+    assert sink.sent == ["101", "102"]
+    assert world.accounting.skipped_by_reason == {"simulated": 1}
+    assert slices.count == 0
+    found = world.accounting
+    world.sync()
+    assert world.accounting == replace(found, compared_at=world.accounting.compared_at), "a comparison counts the same"
+
+
+def test_what_is_due_again_is_sent_with_what_is_new(world: World, sink: Scripted, slices: Slices) -> None:
+    """Oldest first; what is not due yet waits."""
+    sink.fate = lambda result_id: FAILED if result_id == "100" else None
+    world.database.insert(result_id=100)
+    assert world.sync(kind="schedule").failed == 1
+    sink.fate = lambda result_id: None
+    world.database.insert(result_id=101)
+    assert world.sync(kind="schedule").synced == 1
+    world.clock.advance(60)
+    assert world.sync(kind="schedule").synced == 1
+    assert sink.sent == ["100", "101", "100"]
+    assert slices.count == 0
+    assert world.states() == {"delivered": ROWS + 2}
+
+
+def test_what_was_refused_comes_back_by_retry(world: World, sink: Scripted, slices: Slices) -> None:
+    """And one that changed meanwhile is left for the comparison."""
+    sink.fate = lambda result_id: REFUSED
+    for result_id in (100, 101):
+        world.database.insert(result_id=result_id)
+    assert world.sync(kind="schedule").rejected == 2
+    sink.fate = lambda result_id: None
+    world.ledger.deliveries.retry(1, rejected=True)
+    world.database.update(101, throughput_items_per_second=1.0)
+    assert world.sync(kind="schedule").synced == 1
+    assert world.state_of(100) == ["delivered"]
+    assert world.state_of(101) == ["pending"]
+    assert slices.count == 0
+    world.sync()
+    assert world.state_of(101) == ["delivered", "superseded"]
+
+
+def test_a_limit_that_left_something_makes_it_a_comparison(world: World, sink: Scripted, slices: Slices) -> None:
+    """What was left has no row, so its id does not tell that it waits."""
+    for result_id in (100, 101, 102):
+        world.database.insert(result_id=result_id)
+    assert world.sync(kind="schedule", limit=2).synced == 2
+    assert slices.count == 0
+    assert world.accounting.pending == 1
+    assert world.sync(kind="schedule", limit=2).synced == 1
+    assert slices.count == 1
+
+
+def test_another_look_back_makes_it_a_comparison(world: World, slices: Slices) -> None:
+    """What it counts depends on it."""
+    world.database.insert(result_id=100)
+    world.sync(kind="schedule", days=30)
+    assert slices.count == 1
+
+
+def test_counts_that_are_out_of_step_are_noticed_and_corrected(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """An accounting reads counts that are kept; each comparison counts the rows."""
+    with world.ledger._store.writing() as connection:
+        connection.execute(text(f"UPDATE standings SET results = results - 1 WHERE state = {int(State.DELIVERED)}"))
+    assert not world.accounting.balanced
+    world.database.insert(result_id=100)
+    with caplog.at_level(logging.ERROR):
+        world.sync()
+    assert "out of step" in caplog.text
+    assert world.accounting.delivered == ROWS + 1
