@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _FIRST_SLICE = 5_000
-_SLICE_TARGET_S = 0.03  # and opening and closing the file take as long again
+_SLICE_TARGET_S = 0.02  # opening and closing the file take as long again, and other threads want the processor too
 _LARGEST_SLICE = 200_000
 _KEPT_HOLDS = 10_000
 _BUSY = ("Could not set lock on file", "different configuration than existing connections", "Unique file handle conflict")
@@ -127,7 +127,7 @@ class BenchmarkSource:
         return layout, table.column("id")
 
     def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True) -> Iterator[pa.Table]:
-        """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms.
+        """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms, opening and closing included.
 
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
         """
