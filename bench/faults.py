@@ -26,7 +26,11 @@ def main() -> None:
     parser.add_argument("--faults", help="labels, by comma; default: all")
     options = parser.parse_args()
     logging.getLogger("benchbridge_plugin").setLevel(logging.CRITICAL)  # every run that ends early says so, and here most do
-    chosen = [fault for fault in Fault if options.faults is None or fault.label in options.faults.split(",")]
+    labels = [fault.label for fault in Fault]
+    asked_for = labels if options.faults is None else options.faults.split(",")
+    if unknown := [label for label in asked_for if label not in labels]:
+        parser.error(f"there is no fault {', '.join(unknown)}; there are: {', '.join(labels)}")
+    chosen = [fault for fault in Fault if fault.label in asked_for]
     rows: list[list[object]] = []
     bad = False
     for fault in chosen:

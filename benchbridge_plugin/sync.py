@@ -355,9 +355,7 @@ class SyncEngine:
             self._mapper,
             self._ledger,
             source_id,
-            cutoff_us=self._cutoff_us(request),
-            scope=self._scope(request),
-            model=request.model,
+            **self._terms(request),
             most=_MOST_LOOKED_AT,
         )
 
@@ -380,9 +378,7 @@ class SyncEngine:
             self._mapper,
             self._ledger,
             source_id,
-            cutoff_us=self._cutoff_us(request),
-            scope=self._scope(request),
-            model=request.model,
+            **self._terms(request),
             wait=wait,
             progress=show,
         )
@@ -399,6 +395,10 @@ class SyncEngine:
 
     def _days(self, request: SyncRequest) -> int:
         return self._policy.days if request.days is None else request.days
+
+    def _terms(self, request: SyncRequest) -> dict[str, Any]:
+        """What a request asks a comparison or a look for."""
+        return {"cutoff_us": self._cutoff_us(request), "scope": self._scope(request), "model": request.model}
 
     def _cutoff_us(self, request: SyncRequest) -> int | None:
         """What is older is not sent: microseconds since 1970 UTC, or None for no look-back limit."""
