@@ -32,7 +32,8 @@ _LOOK_S = 0.1  # between two looks at whether to stop, while there is nothing to
 _UNWRITTEN = 2  # batches that were sent and are being written down: the memory that a slow disk may cost
 
 #: Receives how far the run is, and how to have it written into the ledger in its turn.
-Shown = Callable[[Callable[[Callable[[], object]], object]], object]
+Write = Callable[[Callable[[], object]], object]
+Shown = Callable[[Write], object]
 
 
 @dataclass(frozen=True, slots=True)

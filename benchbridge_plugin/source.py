@@ -36,6 +36,11 @@ _FIRST_SLICE = 5_000
 _SLICE_TARGET_S = 0.02  # opening and closing the file take as long again, and other threads want the processor too
 _LARGEST_SLICE = 200_000
 _KEPT_HOLDS = 10_000
+# One at a time in this process: a connection that joins an instance which another thread is just opening finds it half made ("python_arrow_scan does not
+# exist", duckdb 2.0.1).
+_opening = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 _BUSY = ("Could not set lock on file", "different configuration than existing connections", "Unique file handle conflict")
 
 # The functions are qualified, because a macro in the file can replace an unqualified one. A connection of the host can have other databases attached.
@@ -212,9 +217,10 @@ class BenchmarkSource:
         deadline = time.monotonic() + (self._busy_timeout_s if wait else 0.0)
         pause = 0.02
         while True:
-            began = time.monotonic()
             try:
-                return self._connect(), began
+                with _opening:
+                    began = time.monotonic()
+                    return self._connect(), began
             except duckdb.Error as error:
                 if not _is_busy(error) or time.monotonic() >= deadline:
                     raise self._explain(error) from error

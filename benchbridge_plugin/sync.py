@@ -10,23 +10,24 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from benchbridge_plugin.carrier import Carrier
 from benchbridge_plugin.clocks import elapsed_s
-from benchbridge_plugin.comparison import Found, Plan, begin_census, compare, first_pass, identity, look
-from benchbridge_plugin.conveyor import Conveyor
+from benchbridge_plugin.comparison import Found, Plan, begin_census, compare, first_pass, look
+from benchbridge_plugin.conveyor import Write
 from benchbridge_plugin.errors import BridgeError, LedgerError, SinkUnclear
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Compared, Holder, Lease, Ledger
 from benchbridge_plugin.mapping import Mapper
-from benchbridge_plugin.model import Accounting, Outcome, Progress, RunSummary, SinkProfile, SyncRequest, quality_names
+from benchbridge_plugin.model import Accounting, Progress, RunSummary, SinkProfile, SyncRequest, quality_names
 from benchbridge_plugin.settling import Settler
+from benchbridge_plugin.sharing import Helper, Sharing, is_carried, take_over
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Reporter, Tally
@@ -52,6 +53,7 @@ class Policy:
     settle_after_s: float = 5.0
     lease_s: float = 60.0
     compare_every_s: float = 3600.0  # scheduled runs in between look for new ids only
+    share_work: bool = False  # offer parts of a large run to the other processes that use the ledger, and carry parts of theirs
 
 
 class SyncEngine:
@@ -80,7 +82,27 @@ class SyncEngine:
         self._policy = policy
         self._sleep = sleep
         self._clock = clock
-        self._jitter = jitter
+        self._carrier = Carrier(
+            source,
+            mapper,
+            ledger,
+            retry_base_s=policy.retry_base_s,
+            retry_max_s=policy.retry_max_s,
+            max_attempts=policy.max_attempts,
+            jitter=jitter,
+        )
+        self._helper = Helper(
+            source,
+            ledger,
+            self._carrier,
+            sink,
+            source_name=source_name,
+            owner=owner,
+            lease_s=policy.lease_s,
+            batch_size=policy.batch_size,
+            sleep=sleep,
+            clock=clock,
+        )
         self._settler = Settler(source, mapper, ledger, settle_after_s=policy.settle_after_s, max_attempts=policy.max_attempts, sleep=sleep)
 
     @property
@@ -93,14 +115,16 @@ class SyncEngine:
         Raises SourceError when the file has to be looked at and cannot be (with `wait=False`: also when it is busy just now).
         """
         source_id = self.source_id
-        if str(self._source.signature()) != self._ledger.accounts.compared(source_id).signature:
+        changed = str(self._source.signature()) != self._ledger.accounts.compared(source_id).signature
+        if changed and not is_carried(self._ledger, source_id):  # to take the lease would stop who carries on what an earlier run began
             with suppress(LedgerError):  # somebody is syncing and will compare
                 lease = self._ledger.leases.acquire(self._source_name, self._owner, self._policy.lease_s)
                 try:
                     holder = Holder(lease, self._policy.lease_s, 0)
-                    self._ledger.deliveries.abandoned(holder, source_id)
-                    request = SyncRequest(days=self._policy.days)
-                    self._record(holder, source_id, self._compare(source_id, request, lambda progress: None, wait=wait))
+                    if take_over(self._ledger, holder, source_id, stopping=lambda: True, sleep=self._sleep):
+                        self._ledger.deliveries.abandoned(holder, source_id)
+                        request = SyncRequest(days=self._policy.days)
+                        self._record(holder, source_id, self._compare(source_id, request, lambda progress: None, wait=wait))
                 finally:
                     self._ledger.leases.release(lease)
         return self._ledger.accounts.accounting(source_id)
@@ -155,6 +179,11 @@ class SyncEngine:
         finally:
             self._release(lease)
 
+    def help(self, *, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Carry parts of a run that another process offers, until it has ended. Returns how many results that delivered; 0 also where work is not
+        shared. Raises SourceError, SinkError and LedgerError; what was not done goes back to that run."""
+        return self._helper.help(self.source_id, stopping=stopping) if self._policy.share_work else 0
+
     # -- the steps ----------------------------------------------------------------------------------------------------------------------
 
     def _move(
@@ -170,6 +199,8 @@ class SyncEngine:
             return
         sink = self._sink()
         profile = sink.profile()
+        if not take_over(self._ledger, holder, source_id, stopping=beat.stopping, sleep=self._sleep):
+            return
         self._ledger.deliveries.abandoned(holder, source_id)
         self._settle(holder, source_id, sink, profile, tally, beat, patient=True)
         if request.adopt or self._may_be_there(holder, source_id, sink, profile):
@@ -187,9 +218,22 @@ class SyncEngine:
             plan = self._compare(source_id, request, progress, wait=True, beat=beat)
             self._record(holder, source_id, plan)
         shown = Reporter(self._ledger, holder, progress, self._clock, len(plan.candidates), tally)
-        self._carry(
-            holder, source_id, lambda stopping: self._batches(request, plan, profile, batch_rows, stopping), sink, tally, shown, beat
-        )
+        sharing = Sharing(self._ledger, holder, source_id, batch_rows=batch_rows, sleep=self._sleep) if self._policy.share_work else None
+
+        def batches(stopping: Callable[[], bool]) -> Iterator[pa.Table]:
+            return self._batches(request, plan, profile, batch_rows, sharing, stopping)
+
+        def show(write: Write | None = None) -> None:
+            for ended in sharing.ended() if sharing is not None else ():
+                tally.add(ended)
+            shown.show(write)
+
+        try:
+            self._carrier.carry(holder, source_id, batches, sink, tally, show, beat)
+        finally:
+            if sharing is not None:
+                sharing.close()
+            show()
         if tally.doubts and not beat.stopping():
             self._settle(holder, source_id, sink, profile, tally, beat, patient=False)
 
@@ -223,65 +267,45 @@ class SyncEngine:
                 stopping=stopping,
             )
 
-        self._carry(holder, source_id, batches, sink, tally, shown, beat)
+        try:
+            self._carrier.carry(holder, source_id, batches, sink, tally, shown.show, beat)
+        finally:
+            shown.show()
         if census.complete:
             self._ledger.comparisons.compared(holder, source_id, census.comparison(), **nothing, provisional=census.provisional.untouched)
         if tally.doubts and not beat.stopping():
             self._settle(holder, source_id, sink, profile, tally, beat, patient=False)
 
-    def _carry(
-        self,
-        holder: Holder,
-        source_id: int,
-        batches: Callable[[Callable[[], bool]], Iterable[pa.Table]],
-        sink: Sink,
-        tally: Tally,
-        shown: Reporter,
-        beat: Heartbeat,
-    ) -> None:
-        """Deliver the batches, which are made by a thread of their own and told when to stop."""
-        conveyor = Conveyor(
-            self._ledger,
-            holder,
-            source_id,
-            sink,
-            tally=tally,
-            beat=beat,
-            retry_at=self._retry_at,
-            max_attempts=self._policy.max_attempts,
-            shown=shown.show,
-        )
-        try:
-            conveyor.carry(batches(conveyor.stopping))
-        finally:
-            shown.show()
-
     def _batches(
-        self, request: SyncRequest, plan: Plan | Found, profile: SinkProfile, batch_rows: int, stopping: Callable[[], bool]
+        self,
+        request: SyncRequest,
+        plan: Plan | Found,
+        profile: SinkProfile,
+        batch_rows: int,
+        sharing: Sharing | None,
+        stopping: Callable[[], bool],
     ) -> Iterator[pa.Table]:
         """The plan's results, measured, batch by batch, until the limit of results to send is reached. Refused ones do not use it up."""
         limit = self._limit(request)
         position = sent = 0
-        while position < len(plan.candidates) and not stopping():
+        while not stopping():
             left = limit - sent if limit else len(plan.candidates)
-            if left <= 0:
-                return
-            chunk = plan.candidates.slice(position, min(max(batch_rows, _READ_ROWS), left))
+            if sharing is not None:
+                given = sharing.offer(plan.candidates.slice(position, max(left, 0)))
+                position, sent, left = position + given, sent + given, left - given
+            rows = min(batch_rows if sharing is not None else max(batch_rows, _READ_ROWS), max(left, 0))
+            chunk = plan.candidates.slice(position, rows)
             position += len(chunk)
-            measured = self._measure(plan, chunk, profile)
+            if not len(chunk):
+                back = sharing.back(stopping) if sharing is not None else None
+                if back is None:
+                    return
+                sent -= back.not_sent
+                chunk = back.results
+            measured = self._carrier.measure(plan.layout, chunk, profile)
             sent += measured.column("reason_code").null_count
             for start in range(0, len(measured), batch_rows):
                 yield measured.slice(start, batch_rows)
-
-    def _measure(self, plan: Plan | Found, chunk: pa.Table, profile: SinkProfile) -> pa.Table:
-        """The chunk read and mapped, in the chunk's order. A row that is gone or changed since the comparison is left for the next one."""
-        rows = self._source.read(plan.layout, chunk.column("result_id").combine_chunks())
-        measured = self._mapper.measure(rows, profile)
-        place = pc.index_in(identity(chunk), value_set=identity(measured))
-        here = pc.is_valid(place)
-        kept = chunk.filter(here)
-        ordered = measured.take(place.drop_null())
-        return ordered.append_column("is_new", kept.column("is_new")).append_column("attempts", kept.column("attempts"))
 
     def _settle(
         self, holder: Holder, source_id: int, sink: Sink, profile: SinkProfile, tally: Tally, beat: Heartbeat, *, patient: bool
@@ -310,7 +334,7 @@ class SyncEngine:
             holder,
             source_id,
             plan,
-            lambda chunk: self._measure(plan, chunk, profile),
+            lambda chunk: self._carrier.measure(plan.layout, chunk, profile),
             sink,
             stopping=beat.stopping,
             progress=lambda done, total: progress(Progress("adopting", done, total)),
@@ -388,11 +412,6 @@ class SyncEngine:
             holder, source_id, plan.comparison, superseded=plan.superseded, returned=plan.returned, withdrawn=plan.withdrawn
         )
 
-    def _retry_at(self, attempts: int, outcome: Outcome) -> float:
-        """Exponential back-off with full jitter in its upper half; never earlier than the server asked for."""
-        wait = min(self._policy.retry_base_s * 2.0 ** min(attempts - 1, 30), self._policy.retry_max_s)
-        return self._ledger.now() + max(self._jitter(wait / 2, wait), outcome.retry_after_s or 0.0)
-
     def _days(self, request: SyncRequest) -> int:
         return self._policy.days if request.days is None else request.days
 
@@ -437,7 +456,8 @@ class SyncEngine:
             chunk = plan.candidates.slice(position, _READ_ROWS)
             position += len(chunk)
             for code, quality in zip(
-                *(self._measure(plan, chunk, profile).column(name).to_pylist() for name in ("reason_code", "quality")), strict=True
+                *(self._carrier.measure(plan.layout, chunk, profile).column(name).to_pylist() for name in ("reason_code", "quality")),
+                strict=True,
             ):
                 if code is not None:
                     tally.rejected += 1

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchbridge_plugin.errors import BridgeError
-from benchbridge_plugin.ledger import Holder, Ledger
-from benchbridge_plugin.model import GIVEN_UP, Doubt, Fate, Progress, Receipt, RunSummary, quality_names
+from benchbridge_plugin.ledger import Ended, Holder, Ledger
+from benchbridge_plugin.model import GIVEN_UP, Doubt, Fate, Progress, Receipt, RunSummary, State, quality_names
 from benchbridge_plugin.settling import Settled
 
 _PROGRESS_EVERY_S = 0.5
@@ -51,6 +51,19 @@ class Tally:
                 if outcome.fate is Fate.IN_DOUBT:
                     self.doubts[ids[row], hashes[row]] = outcome.code
         self.synced += len(batch) - len(exceptions)
+
+    def add(self, ended: Iterable[Ended]) -> None:
+        """Another process has carried these results of this run."""
+        for result in ended:
+            self.synced += result.state is State.DELIVERED
+            self.rejected += result.state is State.REJECTED
+            self.failed += result.state in (State.RETRYING, State.SENDING)
+            if result.state is State.DELIVERED:
+                self._qualify(result.quality, 1)
+            elif result.reason_code is not None:
+                self.reasons[result.reason_code] += 1
+            if result.state is State.SENDING:
+                self.doubts[result.result_id, result.content_hash] = result.reason_code or ""
 
     def _qualify(self, flags: int, count: int) -> None:
         for name in quality_names(flags):

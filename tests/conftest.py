@@ -153,8 +153,16 @@ class World:
             self.path.write_bytes(_FILLED[0])
         return BenchmarkDatabase(self.path)
 
-    def engine(self, sink: Sink | None = None, *, ledger: Ledger | None = None, **policy: Any) -> SyncEngine:
-        """A new engine, as a new process would build it."""
+    def engine(
+        self,
+        sink: Sink | None = None,
+        *,
+        ledger: Ledger | None = None,
+        owner: str = "test",
+        sleep: Callable[[float], object] | None = None,
+        **policy: Any,
+    ) -> SyncEngine:
+        """A new engine, as a new process would build it. Left to itself it sleeps on the clock that stands still."""
         chosen = sink if sink is not None else self.sink
         assert chosen is not None
         return SyncEngine(
@@ -163,9 +171,9 @@ class World:
             ledger or self.ledger,
             lambda: chosen,
             source_name=self.name,
-            owner="test",
+            owner=owner,
             policy=Policy(**{"days": 0, "limit": 0, **policy}),
-            sleep=self.clock.sleep,
+            sleep=sleep or self.clock.sleep,
             jitter=lambda low, high: high,
         )
 

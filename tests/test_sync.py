@@ -168,7 +168,7 @@ def test_the_jitter_takes_the_upper_half(world: World, scripted: Scripted, clock
     fill(world, 1)
     asked: list[tuple[float, float]] = []
     engine = world.engine()
-    engine._jitter = lambda low, high: (asked.append((low, high)), low)[1]  # type: ignore[func-returns-value]
+    engine._carrier._jitter = lambda low, high: (asked.append((low, high)), low)[1]  # type: ignore[func-returns-value]
     scripted.fate = lambda result_id: FAILED
     engine.run(SyncRequest())
     assert asked == [(15, 30)]

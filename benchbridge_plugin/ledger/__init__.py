@@ -15,15 +15,29 @@ from benchbridge_plugin.ledger.comparisons import Comparison, Comparisons
 from benchbridge_plugin.ledger.deliveries import Deliveries
 from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.runs import Runs, Schedule
+from benchbridge_plugin.ledger.shares import SHARE_SCHEMA, Ended, Share, Shares
 from benchbridge_plugin.ledger.steady import Steady
 from benchbridge_plugin.ledger.store import Store
 
-__all__ = ["Claim", "Compared", "Comparison", "Holder", "Lease", "LeaseHolder", "Ledger", "Page", "Schedule"]
+__all__ = [
+    "SHARE_SCHEMA",
+    "Claim",
+    "Compared",
+    "Comparison",
+    "Ended",
+    "Holder",
+    "Lease",
+    "LeaseHolder",
+    "Ledger",
+    "Page",
+    "Schedule",
+    "Share",
+]
 
 
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
-    `accounts`: what it all adds up to.
+    `shares`: parts of a run that others carry; `accounts`: what it all adds up to.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
     """
@@ -38,12 +52,18 @@ class Ledger:
         self.runs = Runs(self._store, self.leases, now)
         self.comparisons = Comparisons(self._store, self.leases, now)
         self.deliveries = Deliveries(self._store, self.leases, now)
+        self.shares = Shares(self._store, self.leases, now)
         self.accounts = Accounts(self._store)
 
     @property
     def place(self) -> str:
         """Where it is, without a password."""
         return self._store.place
+
+    @property
+    def on_a_server(self) -> bool:
+        """Whether other machines can use it too."""
+        return not self._store.is_sqlite
 
     def check(self) -> None:
         """Open it, creating or upgrading it if need be. Raises LedgerError."""

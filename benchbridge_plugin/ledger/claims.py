@@ -13,8 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select
 
+from benchbridge_plugin.ledger.leases import Holder
 from benchbridge_plugin.ledger.schema import claims
 
 #: What identifies the results of a claim, and what a row needs beside what became of it. `key`: model.BATCH_FIELDS; `subject_id`: schema.subjects.
@@ -44,14 +45,15 @@ class Claim:
     fresh: pa.Table
 
 
-def store(connection: Connection, source_id: int, run_id: int, fresh: pa.Table, now: float) -> int:
+def store(connection: Connection, source_id: int, holder: Holder, fresh: pa.Table, now: float) -> int:
     """Write a claim. Returns its number."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, CLAIM_SCHEMA) as writer:
         writer.write_table(fresh)
     values = {
         "source_id": source_id,
-        "run_id": run_id,
+        "run_id": holder.run_id,
+        "share_id": holder.share,
         "results": len(fresh),
         "payload": sink.getvalue().to_pybytes(),
         "claimed_at": now,
@@ -66,15 +68,19 @@ def remove(connection: Connection, source_id: int, number: int) -> bool:
     return connection.execute(claims.delete().where(claims.c.source_id == source_id, claims.c.claim_id == number)).rowcount == 1
 
 
-def count(connection: Connection, source_id: int) -> int:
-    """How many results are claimed and have no row of their own."""
-    found = connection.execute(select(func.sum(claims.c.results)).where(claims.c.source_id == source_id)).scalar_one()
+def _of(source_id: int, share: int | None) -> ColumnElement[bool]:
+    return (claims.c.source_id == source_id) if share is None else and_(claims.c.source_id == source_id, claims.c.share_id == share)
+
+
+def count(connection: Connection, source_id: int, *, share: int | None = None) -> int:
+    """How many results are claimed and have no row of their own; with `share`, under that share alone."""
+    found = connection.execute(select(func.sum(claims.c.results)).where(_of(source_id, share))).scalar_one()
     return int(found or 0)
 
 
-def read(connection: Connection, source_id: int) -> Iterator[tuple[RowMapping, pa.Table]]:
-    """All claims of a source, oldest first, each with its results (CLAIM_SCHEMA)."""
-    statement = select(claims).where(claims.c.source_id == source_id).order_by(claims.c.claim_id)
+def read(connection: Connection, source_id: int, *, share: int | None = None) -> Iterator[tuple[RowMapping, pa.Table]]:
+    """All claims of a source (of one share, if given), oldest first, each with its results (CLAIM_SCHEMA)."""
+    statement = select(claims).where(_of(source_id, share)).order_by(claims.c.claim_id)
     for row in connection.execute(statement).mappings().all():
         yield row, pa.ipc.open_stream(row["payload"]).read_all()
 

@@ -93,7 +93,7 @@ class Comparisons:
                 "result_id": [row[0] for row in rows],
                 "content_hash": [row[1] for row in rows],
                 "state": [row[2] for row in rows],
-                "due": [(row[2] if row[3] is None else row[3]) in waiting and _has_come(row[4], row[5], now) for row in rows],
+                "due": [(row[2] if row[3] is None else row[3]) in waiting and has_come(row[4], row[5], now) for row in rows],
                 "attempts": [row[6] for row in rows],
             },
             schema=KNOWN_SCHEMA,
@@ -242,6 +242,6 @@ def _see(connection: Connection, source_id: int, ids: pa.Array) -> None:
     connection.execute(seen_ids.insert().values(source_id=source_id, payload=sink.getvalue().to_pybytes()))
 
 
-def _has_come(next_attempt_at: float | None, updated_at: float, now: float) -> bool:
+def has_come(next_attempt_at: float | None, updated_at: float, now: float) -> bool:
     """Whether a row is due. One that was written by a clock far ahead of ours is: nobody knows when its time would be."""
     return next_attempt_at is None or next_attempt_at <= now or updated_at > now + CLOCKS_APART_S

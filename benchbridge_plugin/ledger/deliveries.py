@@ -57,6 +57,8 @@ class Deliveries:
         pairs, numbers = claims.encoded(batch, "model_name", "hardware_platform")
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
+            if holder.run_lease is not None:
+                self._leases.require(connection, holder.run_lease)
             subject_ids = self._subjects.of(connection, set(pairs))
             reason_ids = self._reasons.of(connection, set(claims.zipped(refused, "reason_code", "reason")))
             subjects_of = pa.array([subject_ids[pair] for pair in pairs], pa.int32()).take(numbers)
@@ -85,7 +87,7 @@ class Deliveries:
                     "The ledger changed while a batch was being claimed.", guidance="Nothing was sent; the next sync compares anew."
                 )
             standings.move(connection, source_id, moved)
-            number = claims.store(connection, source_id, holder.run_id, fresh, now) if len(fresh) else None
+            number = claims.store(connection, source_id, holder, fresh, now) if len(fresh) else None
             self._touch(connection, source_id, is_new.true_count)
         self._subjects.remember(subject_ids)
         self._reasons.remember(reason_ids)
@@ -145,8 +147,6 @@ class Deliveries:
                 f"UPDATE deliveries SET state = ?, attempts = attempts - 1 + ?, reason_id = ?, next_attempt_at = ?, task_id = ?, updated_at = ? {where}",
                 [(*end, now, source_id, result_id, content) for result_id, content, end in old_ends],
             )
-            unsent = len(claim.fresh) - len(done) - len(fresh_ends)
-            self._touch(connection, source_id, -unsent)
             if not whole or changed != len(old) + len(old_ends):
                 raise LedgerError(
                     "The ledger changed while a batch was on its way.",
@@ -155,6 +155,8 @@ class Deliveries:
             moved = Counter({State.DELIVERED: len(done) + len(old), State.SENDING: -changed})
             moved.update(State(end[0]) for *_, end in (*fresh_ends, *old_ends))
             standings.move(connection, source_id, moved)
+            unsent = len(claim.fresh) - len(done) - len(fresh_ends)
+            self._touch(connection, source_id, -unsent)  # after the standings, as everywhere: two hosts must not wait for each other
         self._reasons.remember(reason_ids)
 
     @staticmethod
@@ -234,15 +236,16 @@ class Deliveries:
                 for result_id, content, key, model, sent_at, attempts, task_id in connection.execute(statement)
             ]
 
-    def abandoned(self, holder: Holder, source_id: int) -> None:
+    def abandoned(self, holder: Holder, source_id: int, *, share: int | None = None, of: Sequence[str] | None = None) -> None:
         """What a process was sending when it died is in doubt as of now: it may have sent it until a moment ago, however long ago it claimed it.
 
-        That is what it had claimed and never acknowledged, and the rows in doubt without a reason: whoever lives to acknowledge gives one.
+        That is what it had claimed and never acknowledged, and the rows in doubt without a reason: whoever lives to acknowledge gives one. With
+        `share`: only what was claimed under that share, which is over, and only rows of the results `of` it.
         """
         orphans = and_(deliveries.c.source_id == source_id, deliveries.c.state == int(State.SENDING), deliveries.c.reason_id.is_(None))
         with self._store.reading() as connection:
             if (
-                not claims.count(connection, source_id)
+                not claims.count(connection, source_id, share=share)
                 and connection.execute(among_open(select(1).select_from(deliveries).where(orphans).limit(1))).first() is None
             ):
                 return
@@ -253,17 +256,21 @@ class Deliveries:
             reason_ids = self._reasons.of(connection, {reason})
             # The attempt is not counted: it was not the result that failed.
             values = {"reason_id": reason_ids[reason], "attempts": deliveries.c.attempts - 1, "updated_at": now}
-            connection.execute(update(deliveries).where(orphans).values(**values))
-            for claim, results in claims.read(connection, source_id):
+            if of is None:
+                connection.execute(update(deliveries).where(orphans).values(**values))
+            for start in range(0, len(of or ()), _CHUNK):
+                mine = deliveries.c.result_id.in_(list((of or ())[start : start + _CHUNK]))
+                connection.execute(update(deliveries).where(orphans, mine).values(**values))
+            for claim, results in list(claims.read(connection, source_id, share=share)):
                 made = insert_many(
                     connection,
                     "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, "
                     f"run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.SENDING)}, 0, ?, ?, ?) ON CONFLICT DO NOTHING",
                     [(source_id, *row, reason_ids[reason], claim["run_id"], now) for row in claims.as_rows(results)],
                 )
+                standings.move(connection, source_id, {State.SENDING: made})
                 # One that has a row all the same keeps it, and was not untouched when it was claimed. It must not be in the way of every run to come.
                 self._touch(connection, source_id, made - len(results))
-                standings.move(connection, source_id, {State.SENDING: made})
                 claims.remove(connection, source_id, claim["claim_id"])
         self._reasons.remember(reason_ids)
 

@@ -30,11 +30,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A run's right to write: its lease, how long each renewal lasts, its number."""
+    """A run's right to write: its lease, how long each renewal lasts, its number.
+
+    Who carries a share of another's run (see shares.py) has the share's number and lease, and takes up more only while the run's own lease stands.
+    """
 
     lease: Lease
     duration_s: float
     run_id: int
+    share: int | None = None
+    run_lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Leases:
             )
             found = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one()
             now = self._now()
-            if _is_held(found, now):
+            if is_held(found, now):
                 raise LeaseBusy(
                     f"Another sync of {name} is running ({shown(found['owner'])}).",
                     guidance="Wait for it, or look at it with: benchbridge report.",
@@ -73,6 +78,25 @@ class Leases:
             connection.execute(leases.update().where(leases.c.name == name).values(**values))
         return lease
 
+    def require(self, connection: Connection, lease: Lease) -> None:
+        """Raise LeaseLost if somebody else took the lease since. It may have run out."""
+        mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
+        if connection.execute(select(leases.c.name).where(mine)).first() is None:
+            raise LeaseLost(
+                f"The run whose work this process shares ({shown(lease.owner)}) is over: another has taken over {lease.name}.",
+                guidance="Nothing to do: the other process goes on from where the ledger stands.",
+            )
+
+    def grant(self, connection: Connection, name: str, owner: str, duration_s: float) -> Lease:
+        """Make a lease of a name that was never used, inside the caller's transaction."""
+        expires_at = self._now() + duration_s
+        connection.execute(leases.insert().values(name=name, owner=owner, token=1, expires_at=expires_at, duration_s=duration_s))
+        return Lease(name, owner, 1)
+
+    def drop(self, connection: Connection, name: str) -> None:
+        """Take a granted lease away for good, whoever has it: its holder cannot write any more."""
+        connection.execute(leases.delete().where(leases.c.name == name))
+
     def renew(self, connection: Connection, lease: Lease, duration_s: float, run_id: int | None = None) -> None:
         """Prolong the lease inside the caller's transaction. Raises LeaseLost, and with that the transaction is rolled back."""
         values: dict[str, object] = {"expires_at": self._now() + duration_s, "duration_s": duration_s}
@@ -81,7 +105,7 @@ class Leases:
         mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
         if connection.execute(leases.update().where(mine).values(**values)).rowcount != 1:
             raise LeaseLost(
-                f"This process ({shown(lease.owner)}) lost the lease on {lease.name}: another took over.",
+                f"This process ({shown(lease.owner)}) lost the lease on {' '.join(lease.name.split())}: another took over.",
                 guidance="Nothing to do: the other process goes on from where the ledger stands.",
             )
 
@@ -100,10 +124,10 @@ class Leases:
         """Who holds the lease now, or None."""
         with self._store.reading() as connection:
             found = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
-        if found is None or not _is_held(found, self._now()):
+        if found is None or not is_held(found, self._now()):
             return None
         return LeaseHolder(found["owner"], found["run_id"], found["expires_at"])
 
 
-def _is_held(lease: RowMapping, now: float) -> bool:
+def is_held(lease: RowMapping, now: float) -> bool:
     return now < lease["expires_at"] <= now + lease["duration_s"] + CLOCKS_APART_S and not is_gone(lease["owner"])

@@ -144,9 +144,25 @@ claims = Table(
     Column("claim_id", Integer, primary_key=True),
     Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
     Column("run_id", Integer, nullable=False),
+    Column("share_id", Integer),  # null: claimed by the run itself, not by somebody who carries a share of it
     Column("results", Integer, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("claimed_at", Double, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Parts of a run that another process may carry (see shares.py).
+shares = Table(
+    "shares",
+    metadata,
+    Column("share_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("run_id", Integer, nullable=False),
+    Column("run_lease", Text, nullable=False),  # name and token of the lease under which it is offered
+    Column("run_token", BigInteger, nullable=False),
+    Column("taken", Boolean, nullable=False, server_default=text("false")),
+    Column("payload", LargeBinary, nullable=False),
+    Index("ix_shares_source", "source_id"),
     sqlite_autoincrement=True,
 )
 
@@ -221,6 +237,12 @@ def _add_claims(connection: Connection) -> None:
         connection.execute(standings.insert().from_select(["source_id", "state", "results"], counts))
 
 
+def _add_shares(connection: Connection) -> None:
+    shares.create(connection, checkfirst=True)
+    if "share_id" not in {column["name"] for column in inspect(connection).get_columns(claims.name)}:
+        connection.execute(text("ALTER TABLE claims ADD COLUMN share_id INTEGER"))
+
+
 #: Step n brings a ledger from version n to version n + 1; version 0 is an empty database. Steps are only ever appended.
-UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims)
+UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims, _add_shares)
 VERSION = len(UPGRADES)

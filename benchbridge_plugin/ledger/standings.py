@@ -23,8 +23,8 @@ _ADD_SQL = (
 
 
 def move(connection: Connection, source_id: int, changes: Mapping[State, int]) -> None:
-    """Add to the counts, or take from them."""
-    insert_many(connection, _ADD_SQL, [(source_id, int(state), change) for state, change in changes.items() if change])
+    """Add to the counts, or take from them. In the order of the states: two hosts that move rows at once must not wait for each other."""
+    insert_many(connection, _ADD_SQL, [(source_id, int(state), change) for state, change in sorted(changes.items()) if change])
 
 
 def recount(connection: Connection, source_id: int, *, moved: bool) -> None:

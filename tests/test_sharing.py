@@ -1,0 +1,481 @@
+"""One run's work, carried by several processes that use the same ledger: each result by one of them, whoever dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from benchbridge_plugin.errors import LeaseBusy, LeaseLost, LedgerError, SinkUnreachable
+from benchbridge_plugin.ledger import SHARE_SCHEMA, Ledger
+from benchbridge_plugin.model import Answer, Fate, Outcome, Receipt, Settlement, SyncRequest
+from benchbridge_plugin.sync import SyncEngine
+from tests.conftest import LEASE_S, Book, Clock, World, fill, make_batch
+from tests.kit import ledgers
+from tests.scripted import FAILED, IN_DOUBT, Scripted
+from tests.test_sync_crashes import Killed, Mortal
+
+PATIENCE_S = 30.0
+BATCH = 20
+POLICY = {"share_work": True, "batch_size": BATCH}
+
+
+def nap(seconds: float) -> None:
+    """For processes that really run side by side: the product's pauses, shortened."""
+    time.sleep(seconds / 50)
+
+
+def ids(count: int) -> list[str]:
+    return sorted(str(number) for number in range(1, count + 1))
+
+
+class Hosts:
+    """A host that runs the sync, and others that help. All send to what one API would store."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.stored: list[str] = []
+        self.leader_sink = self.sink()
+        self.helper_sink = self.sink()
+        self.ledgers: list[Ledger] = []
+
+    def sink(self) -> Scripted:
+        made = Scripted()
+        made.sent = self.stored
+        made.batch_rows = BATCH
+        made.settlement = lambda doubt: Settlement(Answer.STORED, "m") if doubt.result_id in self.stored else Settlement(Answer.ABSENT)
+        return made
+
+    def leader(self, **options: Any) -> SyncEngine:
+        return self.world.engine(self.leader_sink, owner="leader", **{**POLICY, **options})
+
+    def helper(self, owner: str = "helper", sink: Any = None, **options: Any) -> SyncEngine:
+        self.ledgers.append(self.world.open_ledger())
+        return self.world.engine(sink or self.helper_sink, ledger=self.ledgers[-1], owner=owner, **{**POLICY, **options})
+
+    def shares(self) -> int:
+        """How many parts the ledger still has, read past it."""
+        return len(ledgers.read_rows(self.world.ledger_url, "SELECT share_id FROM shares"))
+
+    def finished(self, count: int) -> None:
+        """Everything was stored once, and nothing of the sharing is left."""
+        assert sorted(self.stored) == ids(count)
+        assert self.world.check_accounts().delivered == count
+        assert self.shares() == 0
+        assert not ledgers.read_rows(self.world.ledger_url, "SELECT name FROM leases WHERE name LIKE 'share%'")
+
+    def close(self) -> None:
+        for ledger in self.ledgers:
+            ledger.close()
+
+
+@pytest.fixture
+def hosts(world: World) -> Iterator[Hosts]:
+    made = Hosts(world)
+    yield made
+    made.close()
+
+
+def once(action: Callable[[], object]) -> Callable[[], None]:
+    """The action, for the first time that it is called."""
+    left = [action]
+
+    def call() -> None:
+        if left:
+            left.pop()()
+
+    return call
+
+
+def test_a_helper_carries_a_part_and_the_run_adds_it_up(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+    ended: list[int] = []
+
+    def help_a_while() -> None:
+        carried = len(hosts.stored)
+        ended.append(hosts.helper().help(stopping=lambda: len(hosts.stored) > carried + 50))
+
+    hosts.leader_sink.before = once(help_a_while)
+    summary = hosts.leader().run(SyncRequest())
+    hosts.finished(400)
+    assert ended[0] > 50
+    assert (summary.state, summary.synced, summary.failed) == ("succeeded", 400, 0)
+
+
+def test_two_processes_at_once_share_all_of_it(world: World, hosts: Hosts) -> None:
+    """Each in its own thread, with its own connections: the run waits at its first batch until somebody helps."""
+    fill(world, 1_000)
+    helping, over = threading.Event(), threading.Event()
+    delivered: list[int] = []
+    hosts.helper_sink.before = helping.set
+    hosts.leader_sink.before = once(lambda: helping.wait(PATIENCE_S))
+
+    def help_until_over() -> None:
+        engine = hosts.helper(sleep=nap)
+        while not over.is_set():
+            delivered.append(engine.help(stopping=over.is_set))
+
+    thread = threading.Thread(target=help_until_over)
+    thread.start()
+    try:
+        summary = hosts.leader(sleep=nap).run(SyncRequest())
+    finally:
+        over.set()
+        thread.join(PATIENCE_S)
+    hosts.finished(1_000)
+    assert summary.synced == 1_000
+    assert 0 < sum(delivered) < 1_000
+
+
+def test_a_run_that_nobody_helps_does_everything_itself(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+    summary = hosts.leader().run(SyncRequest())
+    assert summary.synced == 400
+    hosts.finished(400)
+
+
+def test_a_process_does_not_help_its_own_run(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+    helped: list[int] = []
+    hosts.leader_sink.before = once(lambda: helped.append(hosts.helper(owner="leader").help()))
+    hosts.leader().run(SyncRequest())
+    assert helped == [0]
+    hosts.finished(400)
+
+
+def test_without_sharing_nothing_is_offered_and_nobody_helps(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+    seen: list[int] = []
+    hosts.leader_sink.before = once(lambda: seen.append(hosts.shares() + hosts.helper().help()))
+    hosts.leader(share_work=False).run(SyncRequest())
+    assert seen == [0]
+    assert hosts.helper(share_work=False).help() == 0
+
+
+def test_a_small_run_is_not_worth_sharing(world: World, hosts: Hosts) -> None:
+    fill(world, 30)
+    seen: list[int] = []
+    hosts.leader_sink.before = once(lambda: seen.append(hosts.shares()))
+    hosts.leader().run(SyncRequest())
+    assert seen == [0]
+
+
+def test_the_limit_counts_what_helpers_send_too(world: World, hosts: Hosts) -> None:
+    """What they could not send does not use it up."""
+    fill(world, 400)
+    hosts.leader_sink.before = once(lambda: hosts.helper().help(stopping=lambda: len(hosts.stored) > 60))
+    summary = hosts.leader().run(SyncRequest(limit=200))
+    assert (len(hosts.stored), summary.synced) == (200, 200)
+    assert world.check_accounts().pending == 200
+
+
+def test_what_the_helpers_file_does_not_have_is_sent_by_the_run(world: World, hosts: Hosts) -> None:
+    """Its copy may be older."""
+    fill(world, 400)
+    engine = hosts.helper()
+    measure = engine._carrier.measure
+    engine._carrier.measure = lambda *arguments: measure(*arguments).slice(5)  # type: ignore[method-assign]
+    hosts.leader_sink.before = once(lambda: engine.help(stopping=lambda: len(hosts.stored) > 30))
+    summary = hosts.leader().run(SyncRequest())
+    assert summary.synced == 400
+    hosts.finished(400)
+
+
+def test_what_fails_at_the_helper_is_the_runs_failure(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+    refused = Outcome(Fate.REJECTED, "refused_by_api", "no")
+    ends = iter([FAILED, refused, IN_DOUBT])
+    hosts.helper_sink.fate = lambda result_id: next(ends, None)
+    hosts.leader_sink.settlement = lambda doubt: Settlement(Answer.UNKNOWN)
+    hosts.leader_sink.before = once(lambda: hosts.helper().help(stopping=lambda: len(hosts.stored) > 30))
+    summary = hosts.leader().run(SyncRequest())
+    assert (summary.synced, summary.failed, summary.in_doubt, summary.rejected) == (397, 2, 1, 1)
+    assert summary.state == "partial"
+    assert summary.reasons == {"try_later": 1, "refused_by_api": 1, "no_answer": 1}
+    assert world.check_accounts().in_doubt == 1
+
+
+def test_a_part_whose_helper_cannot_reach_the_api_goes_back(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+    down = SinkUnreachable("The predictive API does not answer.")
+
+    class Down(Scripted):
+        batch_rows = BATCH
+
+        def send(self, batch: pa.Table, *, stopping: Callable[[], bool]) -> Receipt:
+            unsent = Outcome(Fate.NOT_SENT, "not_sent", "")
+            return Receipt([None] * len(batch), dict.fromkeys(range(len(batch)), unsent), down)
+
+    def fail() -> None:
+        with pytest.raises(SinkUnreachable):
+            hosts.helper(sink=Down()).help()
+
+    hosts.leader_sink.before = once(fail)
+    assert hosts.leader().run(SyncRequest()).synced == 400
+    hosts.finished(400)
+
+
+POINTS: dict[str, Callable[[Mortal], None]] = {
+    "before it takes the part": lambda mortal: mortal.before(mortal.ledger.shares, "take"),
+    "after it took the part": lambda mortal: mortal.after(mortal.ledger.shares, "take"),
+    "before its first claim": lambda mortal: mortal.before(mortal.ledger.deliveries, "claim"),
+    "after its first claim": lambda mortal: mortal.after(mortal.ledger.deliveries, "claim"),
+    "after its second claim": lambda mortal: mortal.after(mortal.ledger.deliveries, "claim", 2),
+    "after sending": lambda mortal: mortal.after(mortal, "send"),
+    "before its second acknowledgement": lambda mortal: mortal.before(mortal.ledger.deliveries, "acknowledge", 2),
+    "after its acknowledgement": lambda mortal: mortal.after(mortal.ledger.deliveries, "acknowledge"),
+    "before it gives the part back": lambda mortal: mortal.before(mortal.ledger.shares, "finish"),
+    "after it gave the part back": lambda mortal: mortal.after(mortal.ledger.shares, "finish"),
+}
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new results", "results that were tried before"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_helper_that_dies_anywhere_loses_and_doubles_nothing(world: World, hosts: Hosts, point: str, known: bool) -> None:
+    """The run waits until the helper's lease is over and asks about what was under way; what is absent is due for the next run."""
+    fill(world, 400)
+    if known:
+        hosts.leader_sink.fate = lambda result_id: FAILED
+        hosts.leader(retry_base_s=1.0).run(SyncRequest())
+        world.clock.advance(10)
+        hosts.leader_sink.fate = lambda result_id: None
+        hosts.stored.clear()
+    mortal = Mortal(world, hosts.helper_sink)
+    hosts.ledgers.append(mortal.ledger)
+    POINTS[point](mortal)
+
+    def die() -> None:
+        with pytest.raises(Killed):
+            world.engine(mortal, ledger=mortal.ledger, owner="helper", **POLICY).help()
+
+    hosts.leader_sink.before = once(die)
+    hosts.leader().run(SyncRequest())
+    world.check_accounts()
+    world.clock.advance(10)
+    hosts.leader().run(SyncRequest())
+    hosts.finished(400)
+
+
+@pytest.mark.parametrize("turn", [1, 3])
+def test_a_run_that_dies_while_others_help_is_taken_over(world: World, hosts: Hosts, turn: int) -> None:
+    """Its helpers go on with what they have; the next run waits for them, and what nobody took is its own again."""
+    fill(world, 400)
+    mortal = Mortal(world, hosts.leader_sink)
+    hosts.ledgers.append(mortal.ledger)
+    mortal.after(mortal, "send", turn)
+    with pytest.raises(Killed):
+        world.engine(mortal, ledger=mortal.ledger, owner="leader", **POLICY).run(SyncRequest())
+    assert hosts.shares()
+    sent = len(hosts.stored)
+    assert hosts.helper().help(stopping=lambda: len(hosts.stored) > sent) > 0
+    world.clock.advance(LEASE_S + 1)
+    hosts.leader().run(SyncRequest())
+    world.clock.advance(10)
+    hosts.leader().run(SyncRequest())
+    hosts.finished(400)
+
+
+def test_the_helper_of_a_run_that_was_taken_over_stops_and_the_new_run_waits_for_it(world: World, hosts: Hosts) -> None:
+    """What it had sent it still writes down; it takes up nothing more."""
+    fill(world, 400)
+    mortal = Mortal(world, hosts.leader_sink)
+    hosts.ledgers.append(mortal.ledger)
+    mortal.after(mortal, "send")
+    with pytest.raises(Killed):
+        world.engine(mortal, ledger=mortal.ledger, owner="leader", **POLICY).run(SyncRequest())
+    world.clock.advance(LEASE_S + 1)
+    waits = threading.Event()
+    summaries: list[Any] = []
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        nap(seconds)
+
+    successor = threading.Thread(target=lambda: summaries.append(hosts.leader(sleep=sleep).run(SyncRequest())))
+    hosts.helper_sink.before = once(lambda: (successor.start(), waits.wait(PATIENCE_S)))
+    with pytest.raises(LeaseLost, match="another has taken over bench"):
+        hosts.helper().help()
+    successor.join(PATIENCE_S)
+    assert summaries[0].state in ("succeeded", "partial")
+    world.clock.advance(10)
+    hosts.leader().run(SyncRequest())
+    hosts.finished(400)
+
+
+def test_a_helper_that_was_frozen_past_its_lease_cannot_write(world: World, hosts: Hosts) -> None:
+    """What it had sent is found at the API."""
+    fill(world, 400)
+    lost: list[BaseException] = []
+    frozen = threading.Event()
+    go_on = threading.Event()
+
+    class Freezes(Scripted):
+        batch_rows = BATCH
+
+        def send(self, batch: pa.Table, *, stopping: Callable[[], bool]) -> Receipt:
+            hosts.stored.extend(batch.column("result_id").to_pylist())
+            frozen.set()
+            assert go_on.wait(PATIENCE_S)
+            return Receipt(["m"] * len(batch))
+
+    def help_and_freeze() -> None:
+        try:
+            hosts.helper(sink=Freezes()).help()
+        except LedgerError as error:
+            lost.append(error)
+
+    thread = threading.Thread(target=help_and_freeze)
+    hosts.leader_sink.before = once(lambda: (thread.start(), frozen.wait(PATIENCE_S)))
+    summary = hosts.leader().run(SyncRequest())  # its waiting lets the helper's lease run out
+    go_on.set()
+    thread.join(PATIENCE_S)
+    assert [type(error) for error in lost] == [LeaseLost]
+    assert (summary.synced, summary.in_doubt) == (380, 20)  # the batch that it had claimed ahead: its absence does not count yet
+    world.clock.advance(10)
+    hosts.leader().run(SyncRequest())
+    hosts.finished(400)
+
+
+def test_a_report_does_not_disturb_who_carries_on(world: World, hosts: Hosts) -> None:
+    """After the death of a run its helper is still at work: the figures are shown as they are."""
+    fill(world, 400)
+    mortal = Mortal(world, hosts.leader_sink)
+    hosts.ledgers.append(mortal.ledger)
+    mortal.after(mortal, "send")
+    with pytest.raises(Killed):
+        world.engine(mortal, ledger=mortal.ledger, owner="leader", **POLICY).run(SyncRequest())
+    seen: list[int] = []
+
+    def look() -> None:
+        world.clock.advance(LEASE_S + 1)
+        world.database.insert(result_id=1_000)
+        with world.ledger._store.writing() as connection:  # the helper renews while it works; a clock that was moved does not
+            connection.exec_driver_sql("UPDATE leases SET expires_at = expires_at + 100 WHERE name <> 'bench'")
+        seen.append(world.engine(hosts.leader_sink, owner="reporter", **POLICY).refresh().in_doubt)
+
+    hosts.helper_sink.before = once(look)
+    hosts.helper().help(stopping=lambda: bool(seen) and len(hosts.stored) > 2 * BATCH)
+    assert seen[0] >= BATCH
+    assert world.accounting.balanced
+
+
+# -- the ledger's side ------------------------------------------------------------------------------------------------------------------
+
+
+def part(*numbers: int) -> pa.Table:
+    batch = make_batch(*({} for _ in numbers))
+    table = batch.select(["result_id", "content_hash"])
+    table = table.append_column("is_new", pa.array([True] * len(table), pa.bool_()))
+    return table.append_column("attempts", pa.array([0] * len(table), pa.int64()))
+
+
+def test_parts_are_taken_in_their_order_each_by_one_process(book: Book) -> None:
+    book.compared(10)
+    first = book.ledger.shares.offer(book.holder, book.source_id, part(1, 2))
+    second = book.ledger.shares.offer(book.holder, book.source_id, part(1, 2, 3))
+    taken = [book.ledger.shares.take("bench", owner, LEASE_S) for owner in ("a", "b", "c")]
+    assert [share and share.holder.share for share in taken] == [first, second, None]
+    assert taken[1] is not None
+    assert taken[1].results.schema == SHARE_SCHEMA
+    assert taken[1].results.column("result_id").to_pylist() == ["1", "2", "3"]
+
+
+def test_a_part_that_was_taken_cannot_be_withdrawn_and_one_that_was_not_can(book: Book) -> None:
+    number = book.ledger.shares.offer(book.holder, book.source_id, part(1))
+    book.ledger.shares.take("bench", "a", LEASE_S)
+    other = book.ledger.shares.offer(book.holder, book.source_id, part(1))
+    assert not book.ledger.shares.withdraw(book.holder, book.source_id, number)
+    assert book.ledger.shares.withdraw(book.holder, book.source_id, other)
+    assert book.ledger.shares.take("bench", "b", LEASE_S) is None
+
+
+def test_the_parts_of_a_run_that_lost_its_lease_are_not_taken(book: Book, clock: Clock) -> None:
+    book.ledger.shares.offer(book.holder, book.source_id, part(1))
+    clock.advance(LEASE_S + 1)
+    book.take("somebody else")
+    assert book.ledger.shares.take("bench", "a", LEASE_S) is None
+    with pytest.raises(LeaseLost):
+        book.ledger.shares.offer(book.holder, book.source_id, part(1))
+
+
+def test_a_part_of_one_source_is_no_part_of_another(book: Book) -> None:
+    other = Book(book.ledger, book.clock, "other")
+    book.ledger.shares.offer(book.holder, book.source_id, part(1))
+    assert book.ledger.shares.take("other", "a", LEASE_S) is None
+    assert book.ledger.shares.offers(other.source_id) == []
+
+
+def test_a_part_given_back_with_claims_left_is_not_taken_for_carried_out(book: Book) -> None:
+    """Somebody may have sent them: the run has to ask."""
+    book.compared(10)
+    number = book.ledger.shares.offer(book.holder, book.source_id, part(1))
+    share = book.ledger.shares.take("bench", "a", LEASE_S)
+    assert share is not None
+    book.claim(make_batch({}), holder=share.holder)
+    book.ledger.shares.finish(share, done=True)
+    (offer,) = book.ledger.shares.offers(book.source_id)
+    assert (offer.number, offer.taken, offer.carried) == (number, True, False)
+    book.ledger.shares.revoke(book.holder, book.source_id, number)
+    book.ledger.deliveries.abandoned(book.holder, book.source_id, share=number, of=["1"])
+    assert book.states() == ["in_doubt"]
+    assert book.accounting.balanced
+
+
+def test_the_end_of_a_part_touches_no_claim_of_the_run_itself(book: Book) -> None:
+    book.compared(10)
+    mine, theirs = make_batch({}, {}, first=1), make_batch({}, {}, first=5)
+    number = book.ledger.shares.offer(book.holder, book.source_id, part(1))
+    share = book.ledger.shares.take("bench", "a", LEASE_S)
+    assert share is not None
+    book.claim(mine)
+    book.claim(theirs, holder=share.holder)
+    book.ledger.shares.revoke(book.holder, book.source_id, number)
+    book.ledger.deliveries.abandoned(book.holder, book.source_id, share=number, of=["5", "6"])
+    book.acknowledge(mine)
+    assert [(row["result_id"], row["state"]) for row in book.rows()] == [
+        ("1", "delivered"),
+        ("2", "delivered"),
+        ("5", "in_doubt"),
+        ("6", "in_doubt"),
+    ]
+    with pytest.raises(LeaseLost, match="share 1"):
+        book.acknowledge(theirs, holder=share.holder)
+    assert book.accounting.balanced
+
+
+def test_the_end_of_a_part_touches_no_known_row_that_the_run_is_sending(book: Book) -> None:
+    """Rows that were tried before are marked in place; those of the run and those of the part look alike but for the part's list."""
+    book.compared(10)
+    rows = make_batch({}, {}, {}, {})
+    book.claim(rows)
+    book.acknowledge(rows, dict.fromkeys(range(4), FAILED))
+    number = book.ledger.shares.offer(book.holder, book.source_id, part(1, 2))
+    share = book.ledger.shares.take("bench", "a", LEASE_S)
+    assert share is not None
+    book.claim(rows.slice(0, 2), new=False, holder=share.holder)
+    mine = rows.slice(2)
+    book.claim(mine, new=False)
+    book.ledger.shares.revoke(book.holder, book.source_id, number)
+    book.ledger.deliveries.abandoned(book.holder, book.source_id, share=number, of=["1", "2"])
+    book.acknowledge(mine)
+    assert [(row["result_id"], row["state"]) for row in book.rows()] == [
+        ("1", "in_doubt"),
+        ("2", "in_doubt"),
+        ("3", "delivered"),
+        ("4", "delivered"),
+    ]
+
+
+def test_nobody_else_can_run_while_the_run_that_shares_holds_the_lease(world: World, hosts: Hosts) -> None:
+    fill(world, 400)
+
+    def try_to_run() -> None:
+        with pytest.raises(LeaseBusy):
+            hosts.helper().run(SyncRequest())
+
+    hosts.leader_sink.before = once(try_to_run)
+    assert hosts.leader().run(SyncRequest()).synced == 400
