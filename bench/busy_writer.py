@@ -10,11 +10,10 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from unified_server import create_app
-
+from bench.host import hosted
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
-from benchbridge_plugin.bridge import HostServices
 from tests.kit.layouts import build
 
 
@@ -27,14 +26,10 @@ def main() -> None:
         place = Path(directory)
         file = place / "benchmark_db.duckdb"
         there = build("V1", file, limit=1212)
-        app = create_app(
-            {"benchmark_db": {"path": str(place / "unused.duckdb")}, "predictive_performance": {"path": str(place / "predictive.duckdb")}}
-        )
-        service = app.extensions["unified_server.services"]["predictive_performance"]
         command = [sys.executable, "-m", "tests.kit.writer", str(file), "--rate", str(options.rate), "--seconds", str(options.seconds)]
         writer = subprocess.Popen([*command, "--first-id", "100000"], stdout=subprocess.PIPE, text=True)
         syncs, failures, holds = 0, Counter[str](), [0.0]
-        with BenchmarkPredictivePerformanceBridge(file, host=HostServices(services=lambda: {"predictive_performance": service})) as bridge:
+        with hosted(place) as host, BenchmarkPredictivePerformanceBridge(file, host=host) as bridge:
             while writer.poll() is None:
                 began = time.monotonic()
                 answer = bridge.sync_recent_results(limit=0, days=0)
@@ -46,7 +41,8 @@ def main() -> None:
             said = json.loads(writer.communicate()[0].strip().splitlines()[-1])
             bridge.sync_recent_results(limit=0, days=0)
             accounting = bridge.accounting()
-        sources = Counter(row["measurement_source"] for row in service.list_measurements(limit=100_000))
+            service: Any = host.services()["predictive_performance"]
+            sources = Counter(row["measurement_source"] for row in service.list_measurements(limit=100_000))
     expected = there + said["inserted"]
     figures = {
         "writer": said,

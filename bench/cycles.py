@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
-from unified_server import create_app
 
 from bench.dataset import make
+from bench.figures import show
+from bench.host import bridged
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
-from benchbridge_plugin.bridge import HostServices
 from benchbridge_plugin.model import SyncRequest
 
 _MORE = """
@@ -24,6 +24,30 @@ SELECT p.* REPLACE (
            CAST(now() AS TIMESTAMP) AS created_at)
   FROM (SELECT * FROM performance_results ORDER BY result_id LIMIT ?) AS p
 """
+
+
+def cycles(bridge: BenchmarkPredictivePerformanceBridge, file: Path, *, new: int, times: int) -> dict[str, Any]:
+    """Medians of so many cycles with nothing new, and as many with `new` results. The bridge has no limit, and has delivered the file."""
+
+    def cycle() -> tuple[float, int, float]:
+        began = time.perf_counter()
+        run = bridge.sync(SyncRequest(kind="schedule"))
+        return (time.perf_counter() - began) * 1000, run.synced, float(run.held.get("max_ms", 0.0))
+
+    cycle()
+    idle = [cycle() for _ in range(times)]
+    found = []
+    for _ in range(times):
+        with duckdb.connect(str(file)) as connection:
+            connection.execute(_MORE, [new])
+        found.append(cycle())
+    return {
+        "idle_ms": round(statistics.median(took for took, _, _ in idle), 2),
+        "new": new,
+        "new_ms": round(statistics.median(took for took, _, _ in found), 1),
+        "new_held_max_ms": max(held for _, _, held in found),
+        "sent": [sent for _, sent, _ in found],
+    }
 
 
 def main() -> None:
@@ -36,43 +60,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         file = make(place / "benchmark_db.duckdb", options.results)
-        app = create_app(
-            {"benchmark_db": {"path": str(place / "unused.duckdb")}, "predictive_performance": {"path": str(place / "predictive.duckdb")}}
-        )
-        host = HostServices(services=lambda: app.extensions["unified_server.services"])
-        with BenchmarkPredictivePerformanceBridge(
-            file, host=host, sync_limit=0, sync_days_lookback=0, report_output_dir=str(place / "reports")
-        ) as bridge:
-
-            def cycle() -> tuple[float, int, float]:
-                began = time.perf_counter()
-                run = bridge.sync(SyncRequest(kind="schedule"))
-                return (time.perf_counter() - began) * 1000, run.synced, float(run.held.get("max_ms", 0.0))
-
+        with bridged(file, place, sync_limit=0, sync_days_lookback=0) as bridge:
             bridge.sync(SyncRequest())
-            cycle()
-            idle = [cycle() for _ in range(options.cycles)]
-            new = []
-            for _ in range(options.cycles):
-                with duckdb.connect(str(file)) as connection:
-                    connection.execute(_MORE, [options.new])
-                new.append(cycle())
+            figures = cycles(bridge, file, new=options.new, times=options.cycles)
             accounting = bridge.accounting()
-    figures = {
-        "results": options.results,
-        "idle_ms": round(statistics.median(took for took, _, _ in idle), 2),
-        "new": options.new,
-        "new_ms": round(statistics.median(took for took, _, _ in new), 1),
-        "new_held_max_ms": max(held for _, _, held in new),
-        "sent": [sent for _, sent, _ in new],
-        "balanced": accounting["balanced"],
-        "delivered": accounting["delivered"],
-    }
-    if options.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        for name, value in figures.items():
-            print(f"{name:<16}  {value}")
+    last = {"balanced": accounting["balanced"], "delivered": accounting["delivered"]}
+    show({"results": options.results, **figures, **last}, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.alone import alone
 from bench.dataset import make
 from benchbridge_plugin.report import table
 from tests.crash.harness import sink_process
-
-
-def backfill(file: Path, url: str, ledger: Path) -> None:
-    """One sync of everything, in this process; prints what it came to."""
-    from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
-
-    with BenchmarkPredictivePerformanceBridge(file, url, ledger_url=str(ledger)) as bridge:
-        answer = bridge.sync_recent_results(limit=0, days=0)
-        report = bridge.generate_report()
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"synced": answer["synced"], "balanced": report["accounting"]["balanced"], "peak_mb": round(peak_mb)}))
 
 
 def main() -> None:
@@ -33,19 +20,15 @@ def main() -> None:
         "--results", default="100000,300000", help="numbers of results, by comma; the first is what the others are compared with"
     )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", nargs=3, metavar=("FILE", "URL", "LEDGER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        backfill(Path(options.child[0]), options.child[1], Path(options.child[2]))
-        return
     figures: list[dict[str, Any]] = []
     for results in map(int, options.results.split(",")):
         with tempfile.TemporaryDirectory() as directory, sink_process("full", Path(directory)) as url:
             file = make(Path(directory) / "benchmark_db.duckdb", results)
-            command = [sys.executable, "-m", "bench.memory", "--child", str(file), str(url), str(Path(directory) / "ledger.sqlite")]
-            said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            said = alone(file, Path(directory), str(url))
             ratio = round(said["peak_mb"] / figures[0]["peak_mb"], 2) if figures else 1.0
-            figures.append({"results": results, **said, "ratio": ratio})
+            kept = {name: said[name] for name in ("synced", "balanced", "peak_mb")}
+            figures.append({"results": results, **kept, "ratio": ratio})
     if options.json:
         print(json.dumps(figures, indent=2))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 import threading
@@ -15,6 +14,7 @@ from unified_server import create_app, shutdown, startup
 from werkzeug.serving import make_server
 
 from bench.dataset import make
+from bench.figures import show
 
 _KEY = {"X-API-Key": "key"}
 
@@ -70,11 +70,7 @@ def main() -> None:
         "asked_during": len(during),
         "delivered": accounting["delivered"],
     }
-    if options.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        for name, value in figures.items():
-            print(f"{name:<14}  {value}")
+    show(figures, as_json=options.json)
 
 
 def _p99(ordered: list[float]) -> float:

@@ -1,0 +1,56 @@
+"""One backfill in a process of its own, so that its memory, its start-up and its work can be told apart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from bench.figures import peak_mb
+from bench.host import bridged
+from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
+
+
+def alone(file: Path, place: Path, url: str | None = None, *settings: str) -> dict[str, Any]:
+    """Sync the whole file from a fresh process: to the service in that process, or to `url`. `settings`: NAME=JSON of the configuration."""
+    command = [sys.executable, "-m", "bench.alone", str(file), str(place), *(f"--set={setting}" for setting in settings)]
+    command += [] if url is None else ["--url", url]
+    began = time.perf_counter()
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    took = time.perf_counter() - began
+    return {**json.loads(ran.stdout), "process_seconds": took}
+
+
+def _bridge(
+    file: Path, place: Path, url: str | None, settings: dict[str, Any]
+) -> AbstractContextManager[BenchmarkPredictivePerformanceBridge]:
+    if url is None:
+        return bridged(file, place, **settings)
+    ledger = str(place / "ledger.sqlite")
+    return BenchmarkPredictivePerformanceBridge(file, url, ledger_url=ledger, predictive_mode="http", **settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("place", type=Path, help="where the ledger and, without a URL, the measurements are kept")
+    parser.add_argument("--url")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
+    options = parser.parse_args()
+    settings = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in options.set)}
+    began = time.perf_counter()
+    with _bridge(options.file, options.place, options.url, settings) as bridge:
+        sent = bridge.sync_recent_results(limit=0, days=0)
+        accounting = bridge.accounting()
+    seconds = time.perf_counter() - began
+    said = {name: sent[name] for name in ("total", "synced", "rejected", "failed")}
+    print(json.dumps({**said, "balanced": accounting["balanced"], "seconds": seconds, "peak_mb": round(peak_mb())}))
+
+
+if __name__ == "__main__":
+    main()
