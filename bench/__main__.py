@@ -10,6 +10,7 @@ BENCHMARKS = {
     "backfill": "sync a whole benchmark file in process, against DuckDB copying the same rows; peak memory, how long the file was held",
     "cycles": "a scheduled cycle with nothing new, and with a hundred new results among many",
     "growth": "speed and memory by the number of results, 10,000 to 3 million, kept in a file; and the picture of it",
+    "competitors": "beside dlt (DuckDB to DuckDB) and drt-core (DuckDB to a REST API): how fast, and what is lost or doubled",
     "memory": "peak memory of a backfill by the number of results",
     "status": "how long the status takes during a backfill, against when nothing happens",
     "busy_writer": "sync every second beside a process that inserts 200 results a second: all arrive, and the writer is not kept waiting",

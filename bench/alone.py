@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,18 @@ def alone(file: Path, place: Path, url: str | None = None, *settings: str) -> di
     """Sync the whole file from a fresh process: to the service in that process, or to `url`. `settings`: NAME=JSON of the configuration."""
     command = [sys.executable, "-m", "bench.alone", str(file), str(place), *(f"--set={setting}" for setting in settings)]
     command += [] if url is None else ["--url", url]
+    return answer(command)
+
+
+def answer(command: Sequence[str], cwd: Path | None = None, **environment: str) -> dict[str, Any]:
+    """The last line that a command prints, which has to be JSON, and the time of the whole process. Raises CalledProcessError.
+
+    With `cwd` it is a program of others: it is not shown our PYTHONPATH or environment.
+    """
+    ours = {name: value for name, value in os.environ.items() if cwd is None or not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     began = time.perf_counter()
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    took = time.perf_counter() - began
-    return {**json.loads(ran.stdout), "process_seconds": took}
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd, env={**ours, **environment})
+    return {**json.loads(ran.stdout.splitlines()[-1]), "process_seconds": time.perf_counter() - began}
 
 
 def _bridge(
