@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from tests.test_sync_crashes import Killed, Mortal
 
 PATIENCE_S = 30.0
 BATCH = 20
-POLICY = {"share_work": True, "batch_size": BATCH}
+POLICY: Mapping[str, Any] = {"share_work": True, "batch_size": BATCH}
 
 
 def nap(seconds: float) -> None:
@@ -89,6 +89,11 @@ def once(action: Callable[[], object]) -> Callable[[], None]:
             left.pop()()
 
     return call
+
+
+def start_and_wait(thread: threading.Thread, event: threading.Event) -> None:
+    thread.start()
+    assert event.wait(PATIENCE_S), "it did not come to that"
 
 
 def test_a_helper_carries_a_part_and_the_run_adds_it_up(world: World, hosts: Hosts) -> None:
@@ -296,7 +301,7 @@ def test_the_helper_of_a_run_that_was_taken_over_stops_and_the_new_run_waits_for
         nap(seconds)
 
     successor = threading.Thread(target=lambda: summaries.append(hosts.leader(sleep=sleep).run(SyncRequest())))
-    hosts.helper_sink.before = once(lambda: (successor.start(), waits.wait(PATIENCE_S)))
+    hosts.helper_sink.before = once(lambda: start_and_wait(successor, waits))
     with pytest.raises(LeaseLost, match="another has taken over bench"):
         hosts.helper().help()
     successor.join(PATIENCE_S)
@@ -329,7 +334,7 @@ def test_a_helper_that_was_frozen_past_its_lease_cannot_write(world: World, host
             lost.append(error)
 
     thread = threading.Thread(target=help_and_freeze)
-    hosts.leader_sink.before = once(lambda: (thread.start(), frozen.wait(PATIENCE_S)))
+    hosts.leader_sink.before = once(lambda: start_and_wait(thread, frozen))
     summary = hosts.leader().run(SyncRequest())  # its waiting lets the helper's lease run out
     go_on.set()
     thread.join(PATIENCE_S)
