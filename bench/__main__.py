@@ -16,6 +16,7 @@ BENCHMARKS = {
     "busy_writer": "sync every second beside a process that inserts 200 results a second: all arrive, and the writer is not kept waiting",
     "crash": "kill syncs at random and at named points, on each sink: nothing lost, nothing doubled",
     "workers": "gunicorn workers share one schedule while one of them is killed again and again",
+    "hosts": "hosts that share a ledger on PostgreSQL: one run with one of them and with more",
     "http": "delivery over HTTP, one by one and in bulk, beside what the same servers take at all",
     "faults": "every fault of a bad server at a rate of 30 %: nothing lost, nothing doubled; cycles and requests it took",
 }

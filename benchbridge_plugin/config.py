@@ -92,6 +92,7 @@ class BridgeConfig:
     hardware_aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     precision_aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     batch_size: int | None = None
+    max_requests_in_flight: int = 4
     request_timeout_s: float = 10.0
     acknowledge_timeout_s: float = 30.0
     settle_after_s: float = 5.0
@@ -101,6 +102,7 @@ class BridgeConfig:
     max_attempts: int = 10
     full_comparison_minutes: float = 60.0
     lease_s: float = 60.0
+    share_work: bool = True
     shutdown_timeout_s: float = 10.0
     bridge_api_key: str | None = None
     read_access: str = "key"
@@ -118,6 +120,11 @@ class BridgeConfig:
         if self.ledger_url is None:
             return f"sqlite:///{self.benchmark_db_path}.bridge.sqlite"
         return self.ledger_url if "://" in self.ledger_url else f"sqlite:///{self.ledger_url}"
+
+    @property
+    def ledger_on_a_server(self) -> bool:
+        """Whether other machines can use the ledger too."""
+        return self.resolved_ledger_url.partition("://")[0].partition("+")[0] != "sqlite"
 
     def redacted(self) -> dict[str, object]:
         """The settings as JSON values; a secret is shown as `"***"`, and a password inside a URL too."""
@@ -407,6 +414,7 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
     for key in ("default_sequence_length", "report_keep"):
         require(getattr(config, key) >= 1, key, "1 or more")
     require(config.batch_size is None or 1 <= config.batch_size <= 100_000, "batch_size", "1 to 100000")
+    require(1 <= config.max_requests_in_flight <= 64, "max_requests_in_flight", "1 to 64")
     require(config.default_batch_size is None or config.default_batch_size >= 1, "default_batch_size", "1 or more")
     for key in (
         "request_timeout_s",

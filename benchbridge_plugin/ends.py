@@ -172,7 +172,12 @@ class Ends:
 
     def _http_sink(self, exchange: Exchange) -> HttpSink:
         config = self._config
-        return HttpSink(exchange, keyed=config.measurement_source == "keyed", acknowledge_timeout_s=config.acknowledge_timeout_s)
+        return HttpSink(
+            exchange,
+            keyed=config.measurement_source == "keyed",
+            acknowledge_timeout_s=config.acknowledge_timeout_s,
+            connections=config.max_requests_in_flight,
+        )
 
 
 def _fulfil(future: Future[dict[str, object]], look: Callable[[], dict[str, object]]) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import Ends, HostServices
+from benchbridge_plugin.errors import BridgeError, LeaseLost
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.process import identity
@@ -117,14 +118,14 @@ class Workshop:
             parts.working -= 1
             self._gate.notify_all()
 
-    def _tick(self, parts: Parts, kind: str) -> None:
-        """A tick of the timer. One that comes while the workshop closes is dropped: it must not open everything again."""
+    def _at_tick(self, parts: Parts, work: Callable[[], object]) -> None:
+        """What a tick of the timer brings. One that comes while the workshop closes is dropped: it must not open everything again."""
         with self._gate:
             if parts.stopping.is_set():
                 return
             parts.working += 1
         try:
-            self._cycle(parts, kind)
+            work()
         finally:
             self._leave(parts)
 
@@ -138,8 +139,10 @@ class Workshop:
         )
         scheduler = SyncScheduler(
             claim=lambda at_once: not parts.stopping.is_set() and self._claim(parts, at_once),
-            cycle=lambda kind: self._tick(parts, kind),
-            look_every_s=min(5.0, config.sync_interval_minutes * 60 / 4),
+            cycle=lambda kind: self._at_tick(parts, lambda: self._cycle(parts, kind)),
+            help=lambda: self._at_tick(parts, lambda: _help(parts)),
+            # Where work is shared, a run that begins should not have to wait long for its helpers.
+            look_every_s=min(1.0 if policy_of(config).share_work else 5.0, config.sync_interval_minutes * 60 / 4),
         )
         parts = Parts(os.getpid(), mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
         return parts
@@ -151,6 +154,16 @@ def _own(kept: _Kept | None) -> _Kept | None:
         return kept
     _inherited.append(kept)
     return None
+
+
+def _help(parts: Parts) -> None:
+    """Carry parts of a run of another process, if it offers any."""
+    try:
+        parts.engine.help(stopping=parts.stopping.is_set)
+    except LeaseLost as error:
+        _logger.info("%s", error.message)
+    except BridgeError as error:
+        _logger.warning("cannot help another sync: %s", error)
 
 
 def rules_of(config: BridgeConfig) -> Rules:
@@ -180,6 +193,7 @@ def policy_of(config: BridgeConfig) -> Policy:
         settle_after_s=config.settle_after_s,
         lease_s=config.lease_s,
         compare_every_s=config.full_comparison_minutes * 60,
+        share_work=config.share_work and config.ledger_on_a_server,
     )
 
 

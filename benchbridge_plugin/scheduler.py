@@ -21,13 +21,22 @@ _EXECUTOR = "benchbridge"
 
 class SyncScheduler:
     """Calls `cycle` for each tick that `claim` gives to this process: `claim(at_once)` is asked every few seconds, the first time with True if started so.
+    Whenever there is no tick for it, `help` is called, which may take as long as somebody else's run.
 
     Start it in the process that serves, after any fork. `stop` is bounded.
     """
 
-    def __init__(self, *, claim: Callable[[bool], bool], cycle: Callable[[str], object], look_every_s: float = _LOOK_EVERY_S) -> None:
+    def __init__(
+        self,
+        *,
+        claim: Callable[[bool], bool],
+        cycle: Callable[[str], object],
+        help: Callable[[], object] = lambda: None,
+        look_every_s: float = _LOOK_EVERY_S,
+    ) -> None:
         self._claim = claim
         self._cycle = cycle
+        self._help = help
         self._look_every_s = look_every_s
         self._scheduler: BackgroundScheduler | None = None
         self._idle = threading.Event()
@@ -73,8 +82,12 @@ class SyncScheduler:
         self._idle.clear()
         at_once, self._at_once = self._at_once, False
         try:
-            if self._scheduler is not None and self._claim(at_once):
+            if self._scheduler is None:
+                return
+            if self._claim(at_once):
                 self._cycle("start-up" if at_once else "schedule")
+            else:
+                self._help()
         except Exception:  # the edge of a thread: the next tick must come
             _logger.exception("a scheduled sync failed")
         finally:

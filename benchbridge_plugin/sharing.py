@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from benchbridge_plugin.carrier import Carrier
-from benchbridge_plugin.errors import LedgerError
+from benchbridge_plugin.errors import LeaseLost, LedgerError
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Ended, Holder, Ledger, Share
 from benchbridge_plugin.sinks.base import Sink
@@ -28,6 +28,7 @@ _OFFERED = 2  # at a time: one may be taken while the run is between two batches
 _PART = 6  # of what is left
 _LEAST = 20  # results; less is not worth a transaction
 _LOOK_S = 0.2  # between two looks at the others
+_REST_S = 30.0  # after a part that could not be carried: it would be taken from those who can
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class Helper:
         self._batch_size = batch_size
         self._sleep = sleep
         self._clock = clock
+        self._failed: float | None = None
 
     def help(self, source_id: int, *, stopping: Callable[[], bool]) -> int:
         """Carry what is offered, one part after the other, until the run that offers has ended. Returns how many results this process delivered.
@@ -175,7 +177,7 @@ class Helper:
         """
         tally = Tally()
         run_id = None
-        while not stopping():
+        while not stopping() and (self._failed is None or self._clock() - self._failed >= _REST_S):
             share = self._ledger.shares.take(self._source_name, self._owner, self._lease_s)
             if share is not None:
                 run_id = share.holder.run_id
@@ -207,6 +209,12 @@ class Helper:
             self._carrier.carry(share.holder, source_id, batches, sink, tally, lambda write: None, beat)
             beat.check()
             done = True
+            self._failed = None
+        except LeaseLost:  # the run is over: that is no failure of ours
+            raise
+        except BaseException:
+            self._failed = self._clock()
+            raise
         finally:
             with suppress(LedgerError):
                 self._ledger.shares.finish(share, done=done)

@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from sqlalchemy import text
 
@@ -55,6 +57,15 @@ def take_ticks(url: str, barrier: Any, answers: Any) -> None:
     answers.put(taken)
 
 
+def take_parts(url: str, barrier: Any, answers: Any) -> None:
+    ledger = Ledger(url)
+    barrier.wait(60)
+    taken = []
+    while (share := ledger.shares.take("bench", str(os.getpid()), 60)) is not None:
+        taken.append(share.holder.share)
+    answers.put(taken)
+
+
 def race(worker: Any, url: str, count: int = 4) -> list[Any]:
     barrier, answers = SPAWN.Barrier(count), SPAWN.Queue()
     processes = [SPAWN.Process(target=worker, args=(url, barrier, answers)) for _ in range(count)]
@@ -71,6 +82,17 @@ def race(worker: Any, url: str, count: int = 4) -> list[Any]:
 def test_of_processes_that_race_for_a_new_ledgers_lease_one_gets_it(url: str) -> None:
     """They create the file, its tables and the lease at the same moment."""
     assert sorted(race(take_lease, url)) == ["busy", "busy", "busy", "token 1"]
+
+
+def test_processes_that_race_for_the_parts_of_a_run_take_each_once(url: str) -> None:
+    ledger = Ledger(url)
+    book = Book(ledger, Clock(time.time()))
+    batch = make_batch({}).select(["result_id", "content_hash"])
+    part = batch.append_column("is_new", pa.array([True])).append_column("attempts", pa.array([0]))
+    offered = [ledger.shares.offer(book.holder, book.source_id, part) for _ in range(40)]
+    taken = race(take_parts, url)
+    ledger.close()
+    assert sorted(number for parts in taken for number in parts) == offered
 
 
 def test_of_processes_that_race_for_a_tick_one_gets_it(url: str) -> None:

@@ -216,8 +216,11 @@ def test_a_part_whose_helper_cannot_reach_the_api_goes_back(world: World, hosts:
             return Receipt([None] * len(batch), dict.fromkeys(range(len(batch)), unsent), down)
 
     def fail() -> None:
+        helper = hosts.helper(sink=Down())
         with pytest.raises(SinkUnreachable):
-            hosts.helper(sink=Down()).help()
+            helper.help()
+        assert hosts.shares()
+        assert helper.help() == 0, "what it cannot carry it must not take from those who can"
 
     hosts.leader_sink.before = once(fail)
     assert hosts.leader().run(SyncRequest()).synced == 400

@@ -60,11 +60,6 @@ class Ledger:
         """Where it is, without a password."""
         return self._store.place
 
-    @property
-    def on_a_server(self) -> bool:
-        """Whether other machines can use it too."""
-        return not self._store.is_sqlite
-
     def check(self) -> None:
         """Open it, creating or upgrading it if need be. Raises LedgerError."""
         self._store.prepare()

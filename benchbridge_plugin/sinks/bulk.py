@@ -15,12 +15,11 @@ from benchbridge_plugin.sinks.lanes import Lanes
 from benchbridge_plugin.sinks.listing import API, text
 from benchbridge_plugin.sinks.pace import Pace
 from benchbridge_plugin.sinks.payload import Payloads, body_of
-from benchbridge_plugin.sinks.singly import Singly
+from benchbridge_plugin.sinks.singly import CONNECTIONS, Singly
 from benchbridge_plugin.sinks.verdicts import NOT_SENT, judge, never_taken, uncertain, unusable
 
 PART_ROWS = 1_000
 BATCH_ROWS = 10_000
-_MOST_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +37,26 @@ class _Part:
 class Bulk:
     """Sends parts to one server. What it learns of how many at a time do that good outlasts the batch.
 
-    `harmless_again`: whether sending a row a second time cannot double it. Where it can, one part at a time is all there is.
+    `most`: parts under way at a time. `harmless_again`: whether sending a row a second time cannot double it. Where it can, one part at a time is all
+    there is.
     """
 
     def __init__(
-        self, exchange: Exchange, payloads: Payloads, singly: Singly, name: Callable[[], str], *, pace: Pace | None = None
+        self,
+        exchange: Exchange,
+        payloads: Payloads,
+        singly: Singly,
+        name: Callable[[], str],
+        *,
+        most: int = CONNECTIONS,
+        pace: Pace | None = None,
     ) -> None:
         self._exchange = exchange
         self._payloads = payloads
         self._singly = singly
         self._name = name
-        self._pace = pace or Pace(_MOST_IN_FLIGHT)
+        self._most = most
+        self._pace = pace or Pace(most)
         self.harmless_again = False
         self.takes_gzip = False
 
@@ -60,7 +68,7 @@ class Bulk:
         waiting = deque(range(0, len(batch), PART_ROWS))
         refused: deque[_Part] = deque()
         in_turn = self._exchange.in_turn or not self.harmless_again
-        lanes: Lanes[_Part, Reply | NoAnswer | NotSent] = Lanes(self._post, most=1 if in_turn else _MOST_IN_FLIGHT)
+        lanes: Lanes[_Part, Reply | NoAnswer | NotSent] = Lanes(self._post, most=1 if in_turn else self._most)
         self._pace.start()
         with lanes:
             while True:

@@ -50,7 +50,7 @@ class HttpSink:
         self._tasks = Tasks(exchange, self._listing, keyed=keyed, acknowledge_timeout_s=acknowledge_timeout_s, sleep=sleep, clock=clock)
         self._singly = Singly(exchange, self._listing, self._tasks, lambda: self.name, connections=connections, clock=clock)
         self._payloads = Payloads()
-        self._bulk = Bulk(exchange, self._payloads, self._singly, lambda: self.name)
+        self._bulk = Bulk(exchange, self._payloads, self._singly, lambda: self.name, most=connections)
         self._know(frozenset())
 
     def _know(self, capabilities: frozenset[str]) -> None:
