@@ -5,6 +5,7 @@ only: a view can read any file when it is opened, and so can a generated column)
 Every name in it comes from somebody else's file, so it is quoted and qualified, and the expressions use nothing but casts, comparisons and OR: a
 file can define macros that replace functions and operators such as `md5` or `||`, but not those. What the values mean is decided in mapping.py, in
 a database of our own.
+A flat file (FLAT) is read through a database of our own that nobody put a macro into, so there a function may be used.
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ Catalogue = Mapping[str, Mapping[str, str]]
 
 _RESULTS, _MODELS, _HARDWARE, _RUNS = "performance_results", "models", "hardware_platforms", "test_runs"
 
-_RESULT_ID = ("result_id", "id", "performance_id")
 _THROUGHPUT = ("throughput_items_per_second",)
 _LATENCY = ("average_latency_ms", "latency_ms")
 _MEMORY = ("memory_peak_mb", "memory_mb", "peak_memory_mb")
 _RUN_STARTED = ("started_at", "start_time")
-_RESULT_TIME = ("created_at", "test_timestamp", "timestamp")
 _SIMULATED = ("is_simulated", "simulation_mode")
-_EXTRAS = ("metrics", "metadata")
 
 #: The roles in the order of the columns that a read returns, with the type each is cast to.
 ROLES: Mapping[str, str] = {
@@ -54,8 +52,31 @@ ROLES: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The column names of the roles for which a database and a flat file differ. A name that is added changes what is read of files that have it,
+    and with that the content of results that were delivered."""
+
+    result_id: Sequence[str] = ("result_id", "id", "performance_id")
+    test_case: Sequence[str] = ("test_case",)
+    result_time: Sequence[str] = ("created_at", "test_timestamp", "timestamp")
+    extras: Sequence[str] = ("metrics", "metadata")
+    flat: bool = False  # one table that has everything itself, and no name that people would know
+
+
+TABLES = Names()
+#: One table with all there is, as a Parquet file: what other tables say in a database stands in the row.
+FLAT = Names(
+    result_id=(*TABLES.result_id, "row_id"),
+    test_case=(*TABLES.test_case, "mode"),
+    result_time=(*TABLES.result_time, "measured_at"),
+    extras=(*TABLES.extras, "extra"),
+    flat=True,
+)
+
 # Types whose values sort in DuckDB as they do in Arrow, so that slices of sorted ids are ranges. All others are compared as text, byte by byte.
 _RANGED = re.compile(r"(TINY|SMALL|BIG|U|UTINY|USMALL|UBIG)?(INTEGER|INT)|UUID|DECIMAL\(\d+,\d+\)")
+_NESTED = re.compile(r"(STRUCT|MAP|UNION)\(|.*\]$", re.DOTALL)  # what casts to text that is no JSON
 _NUMBER = re.compile(r"(TINY|SMALL|BIG|HUGE|U|UTINY|USMALL|UBIG|UHUGE)?(INTEGER|INT)|DECIMAL\(\d+,\d+\)|FLOAT|DOUBLE")
 
 
@@ -103,7 +124,9 @@ def is_generated(column: str, kind: str, table_sql: str) -> bool:
     return re.search(rf"{start}GENERATED ALWAYS AS\(", table_sql) is not None or re.search(rf"{start}DEFAULT\(", table_sql) is None
 
 
-def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, database: str | None = None) -> Layout:
+def detect(
+    catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, database: str | None = None, names: Names = TABLES
+) -> Layout:
     """The layout of a database, or SourceLayoutError naming the missing role and the columns that were found.
 
     `unique` holds the (table, column) pairs, in lower case, that a primary key or a unique constraint covers alone. `database` is the name of the
@@ -122,14 +145,18 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, 
         name = quoted(tables[table])
         return name if database is None else f"{quoted(database)}.main.{name}"
 
-    def fail(role: str, table: str, names: Sequence[str]) -> SourceLayoutError:
+    def called(table: str, column: str) -> str:
+        return column if names.flat else f"{table}.{column}"
+
+    def fail(role: str, table: str, wanted: Sequence[str]) -> SourceLayoutError:
+        where = "" if names.flat else f" in table {table}"
         here = (
             f"its columns are: {', '.join(catalogue[tables[table]])}"
             if table in tables
             else f"the tables are: {', '.join(catalogue) or 'none'}"
         )
         return SourceLayoutError(
-            f"{path} has no column for the role '{role}': looked for {' or '.join(names)} in table {table}; {here}.",
+            f"{path} has no column for the role '{role}': looked for {' or '.join(wanted)}{where}; {here}.",
             guidance="benchbridge reads columns by role; docs/layouts.md lists the names it knows (views and generated columns do not count).",
             path=path,
             role=role,
@@ -146,9 +173,9 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, 
             columns=[],
         )
 
-    result_id = first(_RESULTS, _RESULT_ID)
+    result_id = first(_RESULTS, names.result_id)
     if result_id is None:
-        raise fail("result id", _RESULTS, _RESULT_ID)
+        raise fail("result id", _RESULTS, names.result_id)
     figures = {
         "throughput": first(_RESULTS, _THROUGHPUT),
         "latency_ms": first(_RESULTS, _LATENCY),
@@ -158,21 +185,22 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, 
         raise fail("a figure (throughput, latency or memory)", _RESULTS, [*_THROUGHPUT, *_LATENCY, *_MEMORY])
 
     expressions: dict[str, str] = {"result_id": f"r.{quoted(result_id)}"}
-    origin: dict[str, str] = {"result_id": f"{_RESULTS}.{result_id}"}
+    origin: dict[str, str] = {"result_id": called(_RESULTS, result_id)}
     joins: list[str] = [f"{name_of(_RESULTS)} AS r"]
 
-    def take(role: str, alias: str, table: str, names: Sequence[str]) -> None:
-        column = first(table, names)
+    def take(role: str, alias: str, table: str, wanted: Sequence[str]) -> None:
+        column = first(table, wanted)
         if column is not None and role not in expressions:
-            expressions[role] = f"{alias}.{quoted(column)}"
-            origin[role] = f"{table}.{column}"
+            nested = names.flat and _NESTED.match(catalogue[tables[table]][column]) is not None
+            expressions[role] = f"to_json({alias}.{quoted(column)})" if nested else f"{alias}.{quoted(column)}"
+            origin[role] = called(table, column)
 
     def flag(role: str, alias: str, table: str) -> None:
         """Any of the columns that say it is simulated says so."""
         columns = [columns_of(table)[name] for name in _SIMULATED if name in columns_of(table)]
         if columns:
             expressions[role] = " OR ".join(f"TRY_CAST({alias}.{quoted(column)} AS BOOLEAN)" for column in columns)
-            origin[role] = " or ".join(f"{table}.{column}" for column in columns)
+            origin[role] = " or ".join(called(table, column) for column in columns)
 
     def join(alias: str, table: str, reference: str, keys: Sequence[str]) -> bool:
         """LEFT JOIN the table (a reference can be null or dangling), one row for each key even where the file does not promise that."""
@@ -196,29 +224,39 @@ def detect(catalogue: Catalogue, unique: frozenset[tuple[str, str]], path: str, 
         take("model_family", "m", _MODELS, ["model_family", "model_type"])
     take("model_name", "r", _RESULTS, ["model_name"])
     if "model_name" not in expressions:
-        raise fail("model", _MODELS, ["model_id -> models.model_name"])
+        raise fail("model", *((_RESULTS, ["model_name"]) if names.flat else (_MODELS, ["model_id -> models.model_name"])))
     if join("h", _HARDWARE, "hardware_id", ["hardware_id", "id"]):
         take("hardware_type", "h", _HARDWARE, ["hardware_type", "type"])
         take("device_name", "h", _HARDWARE, ["device_name", "hardware_name"])
         flag("hardware_simulated", "h", _HARDWARE)
     take("hardware_type", "r", _RESULTS, ["hardware_type"])
     if "hardware_type" not in expressions:
-        raise fail("hardware", _HARDWARE, ["hardware_id -> hardware_platforms.hardware_type"])
+        raise fail(
+            "hardware", *((_RESULTS, ["hardware_type"]) if names.flat else (_HARDWARE, ["hardware_id -> hardware_platforms.hardware_type"]))
+        )
     if join("t", _RUNS, "run_id", ["run_id", "id"]):
         take("run_started", "t", _RUNS, _RUN_STARTED)
         take("run_success", "t", _RUNS, ["success"])
         take("run_status", "t", _RUNS, ["status"])
 
+    if names.flat:
+        take("model_family", "r", _RESULTS, ["model_family", "model_type"])
+        take("device_name", "r", _RESULTS, ["device_name", "hardware_name"])
+        take("run_started", "r", _RESULTS, _RUN_STARTED)
+        take("run_success", "r", _RESULTS, ["success"])
+        take("run_status", "r", _RESULTS, ["status"])
+
     for role, column in figures.items():
         if column is not None:
             expressions[role] = f"r.{quoted(column)}"
-            origin[role] = f"{_RESULTS}.{column}"
-    for role in ("batch_size", "sequence_length", "precision", "test_case"):
+            origin[role] = called(_RESULTS, column)
+    for role in ("batch_size", "sequence_length", "precision"):
         take(role, "r", _RESULTS, [role])
-    take("result_time", "r", _RESULTS, _RESULT_TIME)
-    take("extras", "r", _RESULTS, _EXTRAS)
-    if all(name in columns_of(_RESULTS) for name in _EXTRAS):
-        take("more_extras", "r", _RESULTS, _EXTRAS[1:])
+    take("test_case", "r", _RESULTS, names.test_case)
+    take("result_time", "r", _RESULTS, names.result_time)
+    take("extras", "r", _RESULTS, names.extras)
+    if all(name in columns_of(_RESULTS) for name in names.extras[:2]):
+        take("more_extras", "r", _RESULTS, names.extras[1:2])
     flag("simulated", "r", _RESULTS)
 
     projection = ",\n       ".join(

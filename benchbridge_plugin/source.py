@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 _FIRST_SLICE = 5_000
 _SLICE_TARGET_S = 0.02  # opening and closing the file take as long again, and other threads want the processor too
-_LARGEST_SLICE = 200_000
+LARGEST_SLICE = 200_000
 _KEPT_HOLDS = 10_000
 # One at a time in this process: a connection that joins an instance which another thread is just opening finds it half made ("python_arrow_scan does not
 # exist", duckdb 2.0.1).
@@ -81,6 +81,10 @@ class BenchmarkSource:
     Every method opens and closes the file on its own and raises a SourceError: SourceMissing, SourceBusy (after `busy_timeout_s` of jittered
     waiting), SourceInvalid or SourceLayoutError. Safe to use from several threads.
     """
+
+    kind = "DuckDB"
+    _contents, _file = "DuckDB database", "DuckDB database file"
+    _other_kinds: tuple[str, ...] = (".parquet", ".csv", ".json")
 
     def __init__(
         self,
@@ -147,8 +151,7 @@ class BenchmarkSource:
                 began = time.monotonic()
                 table = connection.sql(sql, params=ends).to_arrow_table()
                 took = max(time.monotonic() - began, 1e-4)
-            # Smaller at once, larger in steps: a slice that was quick by chance must not be followed by one that holds the file for long.
-            self._slice = int(min(max(size * min(_SLICE_TARGET_S / took, 1.5), 1_000), _LARGEST_SLICE))
+            self._slice = self._next_slice(size, took)
             start += size
             yield table
 
@@ -165,6 +168,10 @@ class BenchmarkSource:
                 return connection.sql(sql).to_arrow_table()
             finally:
                 connection.unregister("benchbridge_wanted")
+
+    def _next_slice(self, size: int, took_s: float) -> int:
+        """Smaller at once, larger in steps: a slice that was quick by chance must not be followed by one that holds the file for long."""
+        return int(min(max(size * min(_SLICE_TARGET_S / took_s, 1.5), 1_000), LARGEST_SLICE))
 
     # -- how long the file was held -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +245,7 @@ class BenchmarkSource:
 
     def _check_path(self) -> None:
         """DuckDB takes '' and '*.parquet' for an in-memory database and a missing file for a new one: look first."""
-        guidance = "Set benchmark_db_path (--benchmark-db) to the DuckDB file of the benchmark results."
+        guidance = f"Set benchmark_db_path (--benchmark-db) to the {self.kind} file of the benchmark results."
         if not self.path:
             raise SourceMissing("There is no benchmark database: its path is empty.", guidance=guidance, path=self.path)
         try:
@@ -248,11 +255,19 @@ class BenchmarkSource:
         except (OSError, ValueError) as error:
             raise SourceInvalid(f"Cannot look at the benchmark database {self.path}: {error}.", guidance=guidance, path=self.path) from None
         if stat.S_ISDIR(found.st_mode):
-            raise SourceInvalid(f"{self.path} is a directory, not a DuckDB file.", guidance=guidance, path=self.path)
+            raise SourceInvalid(f"{self.path} is a directory, not a {self.kind} file.", guidance=guidance, path=self.path)
         if found.st_size == 0:
-            raise SourceInvalid(f"{self.path} is empty, not a DuckDB database.", guidance=guidance, path=self.path)
-        if not stat.S_ISREG(found.st_mode) or self.path.lower().endswith((".parquet", ".csv", ".json")):
-            raise SourceInvalid(f"{self.path} is not a DuckDB database file.", guidance=guidance, path=self.path)
+            raise SourceInvalid(
+                f"{self.path} is empty, not a {self._contents}.",
+                guidance=guidance,
+                path=self.path,
+            )
+        if not stat.S_ISREG(found.st_mode) or self.path.lower().endswith(self._other_kinds):
+            raise SourceInvalid(
+                f"{self.path} is not a {self._file}.",
+                guidance=guidance,
+                path=self.path,
+            )
 
     def _detect(self, connection: DuckDBPyConnection) -> Layout:
         ((database,),) = connection.execute(_DATABASE_SQL).fetchall()

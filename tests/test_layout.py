@@ -363,14 +363,18 @@ def test_every_name_that_is_looked_for_is_documented_in_its_order() -> None:
     """docs/layouts.md names the columns of a role in one line, first choice first."""
     lines = [line for line in (Path(__file__).parents[1] / "docs/layouts.md").read_text().splitlines() if line.startswith("|")]
     for names in (
-        layout_module._RESULT_ID,
+        layout_module.TABLES.result_id,
         layout_module._THROUGHPUT,
         layout_module._LATENCY,
         layout_module._MEMORY,
         layout_module._RUN_STARTED,
-        layout_module._RESULT_TIME,
+        layout_module.TABLES.result_time,
         layout_module._SIMULATED,
-        layout_module._EXTRAS,
+        layout_module.TABLES.extras,
+        layout_module.FLAT.result_id,
+        layout_module.FLAT.test_case,
+        layout_module.FLAT.result_time,
+        layout_module.FLAT.extras,
     ):
         places = [[line.find(f"`{name}`") for name in names] for line in lines]
         assert any(-1 not in found and found == sorted(found) for found in places), names
