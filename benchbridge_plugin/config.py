@@ -9,29 +9,28 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
 
 from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.files import LEDGER_SUFFIX, Files
+from benchbridge_plugin.files import check as check_paths
+from benchbridge_plugin.urls import is_http_url, is_in_memory, redact_url
 
 SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
+_SQLITE = "sqlite:///"
 _ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
 _SECRETS = frozenset({"api_key", "bridge_api_key"})
-_SECRET_PARAMETERS = ("password", "passwd", "pwd", "passphrase", "secret", "token", "key")
-#: Up to the last "@", as loosely as SQLAlchemy reads it: there a password may hold "/", "?" and "#" as they are.
-_CREDENTIALS = re.compile(r"^((?:[\w+.-]+:)?//|(?![\w+.-]+://))([^:/?#@]*):.*@", re.DOTALL)
 _LARGEST_NUMBER = 10**15
 _LONGEST_S = 365 * 86_400  # what every clock and socket can wait
 _LONGEST_MINUTES = 525_600
 _TEXTS = (
-    "benchmark_db_path",
     "report_output_dir",
     "source_name",
     "source_timezone",
@@ -67,7 +66,7 @@ class BridgeConfig:
     """Every setting, with its default. docs/configuration.md says what each is for."""
 
     enabled: bool = False
-    benchmark_db_path: str = "benchmark_db.duckdb"
+    benchmark_db_path: str | tuple[str, ...] = "benchmark_db.duckdb"
     predictive_api_url: str = "http://localhost:8080"
     api_key: str | None = None
     sync_interval_minutes: float = 60.0
@@ -110,16 +109,29 @@ class BridgeConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @property
+    def benchmark_db_paths(self) -> tuple[str, ...]:
+        """The entries of benchmark_db_path, also where it is a single one."""
+        return (self.benchmark_db_path,) if isinstance(self.benchmark_db_path, str) else self.benchmark_db_path
+
+    @property
+    def files(self) -> Files:
+        """The benchmark files that this is about."""
+        url = self.resolved_ledger_url
+        return Files(
+            self.benchmark_db_paths, source_name=self.source_name, ledger=url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else None
+        )
+
+    @property
     def resolved_source_name(self) -> str:
-        """The name under which the ledger knows the benchmark file: its stem, so that file and ledger can move together."""
-        return self.source_name or Path(self.benchmark_db_path).stem
+        """The name under which the ledger knows a single benchmark file: its stem, so that file and ledger can move together."""
+        return Files(self.benchmark_db_paths, source_name=self.source_name).name
 
     @property
     def resolved_ledger_url(self) -> str:
-        """An SQLAlchemy URL. The default is `<benchmark file>.bridge.sqlite`, beside the benchmark file."""
+        """An SQLAlchemy URL. The default is `<benchmark file>.bridge.sqlite`, beside the benchmark file, or beside the folder of several."""
         if self.ledger_url is None:
-            return f"sqlite:///{self.benchmark_db_path}.bridge.sqlite"
-        return self.ledger_url if "://" in self.ledger_url else f"sqlite:///{self.ledger_url}"
+            return f"{_SQLITE}{Files(self.benchmark_db_paths).beside}{LEDGER_SUFFIX}"
+        return self.ledger_url if "://" in self.ledger_url else f"{_SQLITE}{self.ledger_url}"
 
     @property
     def ledger_on_a_server(self) -> bool:
@@ -146,32 +158,6 @@ class BridgeConfig:
     def with_changes(self, **changes: object) -> BridgeConfig:
         """A copy with some settings replaced and checked; `None` means: leave as it is."""
         return from_mapping({key: value for key, value in changes.items() if value is not None}, base=self, where="argument")
-
-
-def redact_url(url: str) -> str:
-    """The URL without the secrets it may carry: a password before the host, a fragment, parameters with names such as `password` or `token`."""
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-        web = parts.scheme in ("http", "https") and parts.port is not None  # then an "@" further on belongs to the path
-    except ValueError:
-        return "***"  # not a URL: nobody can say what in it is secret
-    if password is not None:
-        parts = parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}")
-    elif not web and (credentials := _CREDENTIALS.match(url)):
-        start, user = credentials.groups(default="")
-        return redact_url(f"{start}{user}:***@{url[credentials.end() :]}") if start else f"{user}:***@{url[credentials.end() :]}"
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    if any(_is_secret_parameter(name) for name, _ in pairs):
-        shown = [(name, "***" if _is_secret_parameter(name) else value) for name, value in pairs]
-        parts = parts._replace(query=urlencode(shown, safe="*/:"))
-    elif password is None and not parts.fragment:
-        return url
-    return urlunsplit(parts._replace(fragment="***" if parts.fragment else ""))
-
-
-def _is_secret_parameter(name: str) -> bool:
-    return name.lower().endswith(_SECRET_PARAMETERS)
 
 
 def default_document() -> dict[str, object]:
@@ -264,7 +250,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
         key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
         secret = key.removesuffix("_file")
         if key in names:
-            values[key] = text
+            values[key] = _list_of_texts(text) or text if key == "benchmark_db_path" else text
         elif secret in _SECRETS:
             if environ.get(variable.removesuffix("_FILE")):
                 raise ConfigError(
@@ -279,6 +265,15 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
             hint = f"Did you mean {_ENVIRONMENT_PREFIX}{near[0].upper()}?" if near else "docs/configuration.md lists the keys."
             raise ConfigError(f"Unknown environment variable {variable}.", guidance=hint, key=variable, where="environment")
     return values
+
+
+def _list_of_texts(text: str) -> list[str] | None:
+    """What the environment says as a JSON list of texts; anything else is one text, commas and brackets included."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, list) and all(isinstance(item, str) for item in said) else None
 
 
 def _read_secret(variable: str, path: Path) -> str:
@@ -299,6 +294,8 @@ def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
     kind = options[0] if optional else hint
     if value is None and optional:
         return None
+    if key == "benchmark_db_path":
+        return _paths(value, where)
     origin = get_origin(kind) or kind
     try:
         if origin is bool:
@@ -326,6 +323,20 @@ def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
     )
     shown = _shown(key, value)
     raise ConfigError(f"{key} in {where} must be {wanted}, not {shown}.", guidance="Correct it there.", key=key, where=where)
+
+
+def _paths(value: Any, where: str) -> str | tuple[str, ...]:
+    """One path, or several, as they were given."""
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value):
+        return tuple(os.fspath(item) for item in value)
+    raise ConfigError(
+        f"benchmark_db_path in {where} must be text or a list of texts, not {value!r}.",
+        guidance="Correct it there.",
+        key="benchmark_db_path",
+        where=where,
+    )
 
 
 def _aliases(pairs: Mapping[str, str]) -> Mapping[str, str]:
@@ -393,8 +404,15 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
     for key in _TEXTS:
         text = getattr(config, key)
         require(text is None or (bool(text.strip()) and "\0" not in text), key, "text that is not blank")
-    require(_is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host, and no query")
-    require(not _is_in_memory(config.resolved_ledger_url), "ledger_url", "a file or a database that outlives the process")
+    if (wrong := check_paths(config.benchmark_db_paths, config.source_name if whole else None)) is not None:
+        raise ConfigError(
+            f"benchmark_db_path in {where} must {wrong}.",
+            guidance="Correct it there; docs/configuration.md tells how several files are named.",
+            key="benchmark_db_path",
+            where=where,
+        )
+    require(is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host, and no query")
+    require(not is_in_memory(config.resolved_ledger_url), "ledger_url", "a file or a database that outlives the process")
     for key in sorted(_SECRETS):
         secret = getattr(config, key)
         plain = secret is None or (bool(secret) and secret.isprintable() and secret == secret.strip())
@@ -440,23 +458,3 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
         ZoneInfo(config.source_timezone)
     except (KeyError, ValueError, OSError):
         require(False, "source_timezone", "a time zone name such as UTC or Europe/Berlin")
-
-
-def _is_http_url(url: str) -> bool:
-    if not url.isprintable() or " " in url:  # the parser drops some of these, and a client does not
-        return False
-    try:
-        parts = urlsplit(url)
-        plain = not parts.query and not parts.fragment  # a route is put behind it
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and parts.port != 0  # reading the port checks it
-    except ValueError:
-        return False
-
-
-def _is_in_memory(url: str) -> bool:
-    """Whether this is an SQLite database that is gone with the process. A ledger that forgets would have everything sent again."""
-    kind, _, place = url.partition("://")
-    path = place.partition("?")[0].lstrip("/")
-    return kind.partition("+")[0] == "sqlite" and (
-        not path or path == ":memory:" or path.startswith("file::memory:") or "mode=memory" in url
-    )

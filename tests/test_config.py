@@ -19,9 +19,9 @@ from benchbridge_plugin.config import (
     from_environment,
     from_mapping,
     load,
-    redact_url,
 )
 from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.urls import redact_url
 
 ROOT = Path(__file__).parents[1]
 KEYS = [item.name for item in fields(BridgeConfig) if item.name != "logging"]

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from benchbridge_plugin.config import redact_url
 from benchbridge_plugin.errors import SinkError
 from benchbridge_plugin.model import Answer, Doubt, Outcome, Receipt, Settlement, SinkProfile
 from benchbridge_plugin.sinks import bulk, singly
@@ -27,6 +26,7 @@ from benchbridge_plugin.sinks.singly import CONNECTIONS, Singly
 from benchbridge_plugin.sinks.tasks import Tasks
 from benchbridge_plugin.sinks.verdicts import unusable
 from benchbridge_plugin.sinks.wsgi import IN_PROCESS_URL
+from benchbridge_plugin.urls import redact_url
 
 _LOOKUP_KEYS = 1_000
 
