@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from benchbridge_plugin import report as reports
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import HostServices
-from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError
-from benchbridge_plugin.ledger import Holder, LeaseHolder, Page, Schedule
-from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest
+from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError, SourceMissing
+from benchbridge_plugin.feed import Watch
+from benchbridge_plugin.files import BenchmarkFile
+from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
+from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
-from benchbridge_plugin.process import identity
-from benchbridge_plugin.verification import Verification, verify
+from benchbridge_plugin.roster import Roster, lease_as_json
+from benchbridge_plugin.verification import Verification
 
 __all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices", "result_as_json"]
 
@@ -33,19 +36,22 @@ _SQLITE = "sqlite:///"
 
 
 class BenchmarkPredictivePerformanceBridge:
-    """Carries the results of one benchmark database to one predictive API, exactly once.
+    """Carries the results of benchmark databases to one predictive API, exactly once.
 
     >>> bridge = BenchmarkPredictivePerformanceBridge(benchmark_db_path="benchmark_db.duckdb", predictive_api_url="http://localhost:8080")
     >>> bridge.sync_recent_results(limit=50)["synced"]
     50
 
     Any setting of docs/configuration.md can be given by keyword; `config` is a whole configuration to start from. Nothing is opened before it is
-    needed. May be shared by threads; one sync runs at a time, across all processes that use the same ledger.
+    needed. May be shared by threads; one sync of a file runs at a time, across all processes that use the same ledger.
+
+    `benchmark_db_path` may be a list, and a folder or a pattern: then each file is a source of its own, what comes back is the sum over all files with
+    `sources` in it, and `source` (a name) narrows a call to one of them.
     """
 
     def __init__(
         self,
-        benchmark_db_path: str | os.PathLike[str] | None = None,
+        benchmark_db_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         predictive_api_url: str | None = None,
         api_key: str | None = None,
         *,
@@ -55,12 +61,13 @@ class BenchmarkPredictivePerformanceBridge:
         **settings: object,
     ) -> None:
         self.config = (config or BridgeConfig()).with_changes(
-            benchmark_db_path=None if benchmark_db_path is None else os.fspath(benchmark_db_path),
+            benchmark_db_path=benchmark_db_path,
             predictive_api_url=predictive_api_url,
             api_key=api_key,
             **settings,
         )
         self._now = now
+        self._whole: dict[int, Future[RunSummary]] = {}  # syncs over several files that were begun in the background, by their first run
         self._workshop = Workshop(self.config, host or HostServices(), now, claim=self._claim_tick, cycle=self._cycle)
 
     # -- the documented Python interface ------------------------------------------------------------------------------------------------
@@ -72,33 +79,29 @@ class BenchmarkPredictivePerformanceBridge:
         """
         return {name: part["ok"] is True for name, part in self.connections().items()}
 
-    def sync_recent_results(self, limit: int | None = None, days: int | None = None) -> dict[str, Any]:
+    def sync_recent_results(self, limit: int | None = None, days: int | None = None, *, source: str | None = None) -> dict[str, Any]:
         """Sync what is new, at most `limit` results no older than `days` (0: no limit; None: as configured).
 
-        Returns `{"success", "message", "total", "synced", "failed", "rejected", "skipped", "run_id", "details"}`; never raises a BridgeError.
+        Returns `{"success", "message", "total", "synced", "failed", "rejected", "skipped", "run_id", "details"}`; never raises a BridgeError. Of several
+        files the sums, with `sources`.
         """
-        return self._answer(SyncRequest(limit=limit, days=days))
+        return self._answer(SyncRequest(limit=limit, days=days), source)
 
-    def sync_by_model(self, model_name: str, days: int | None = None, limit: int | None = None) -> dict[str, Any]:
+    def sync_by_model(
+        self, model_name: str, days: int | None = None, limit: int | None = None, *, source: str | None = None
+    ) -> dict[str, Any]:
         """The same for the results of one model."""
-        return self._answer(SyncRequest(model="" if model_name is None else model_name, days=days, limit=limit))
+        return self._answer(SyncRequest(model="" if model_name is None else model_name, days=days, limit=limit), source)
 
-    def generate_report(self) -> dict[str, Any]:
+    def generate_report(self, *, source: str | None = None) -> dict[str, Any]:
         """The report as JSON values (see report.build), compared with the benchmark file first if that changed and can be read.
 
         Raises LedgerError. When the benchmark file cannot be read, the last comparison is reported and `note` says so; when there is none, the
-        SourceError is raised.
+        SourceError is raised. Of several files the sums, with `sources`.
         """
         self.require_source(wait=False)
         with self._workshop.at_work() as parts:
-            note = ""
-            try:
-                parts.engine.refresh()
-            except SourceError as error:
-                if self.accounting()["compared_at"] is None:
-                    raise
-                note = f"{error.message} The figures are those of the last comparison."
-            return reports.build(parts.ledger, parts.source_id, source_name=self.config.resolved_source_name, note=note)
+            return parts.roster(source).report()
 
     def close(self) -> None:
         """Stop what runs and let go of everything. May be repeated; using the bridge again opens it again."""
@@ -116,26 +119,35 @@ class BenchmarkPredictivePerformanceBridge:
         self,
         request: SyncRequest,
         *,
+        source: str | None = None,
         progress: Callable[[Progress], object] = lambda progress: None,
         stopping: Callable[[], bool] = lambda: False,
         started: Callable[[int], object] = lambda run_id: None,
     ) -> RunSummary:
-        """One run, in this thread. Raises ConfigError for a request that makes no sense, and what SyncEngine.run raises."""
+        """One run, in this thread. Raises ConfigError for a request that makes no sense, and what SyncEngine.run raises.
+
+        Of several files a run of each, and a SyncTotal: what is wrong with one of them is in it and not raised.
+        """
         request = _checked(request)
         with self._workshop.at_work() as parts:
-            return self._run(parts, request, _LEASE_PATIENCE_S, progress=progress, stopping=stopping, started=started)
+            return self._run(parts, request, _LEASE_PATIENCE_S, Watch(progress, stopping, started), source)
 
-    def adopt(self, *, assume_absent: bool = False) -> RunSummary:
+    def adopt(self, *, assume_absent: bool = False, source: str | None = None) -> RunSummary:
         """Record as delivered what the predictive API already has, without sending anything: for a ledger that was lost. Raises as `sync` does.
 
         Of what the API cannot say, `unknown` in the summary counts the results; with `assume_absent` the next sync sends them.
         """
-        return self.sync(SyncRequest(adopt=True, assume_absent=assume_absent))
+        return self.sync(SyncRequest(adopt=True, assume_absent=assume_absent), source=source)
 
-    def start_sync(self, request: SyncRequest) -> tuple[int, bool]:
-        """Start a run in the background. Returns its number, and whether that is a run that was under way already (it is joined, not doubled)."""
+    def start_sync(self, request: SyncRequest, *, source: str | None = None) -> tuple[int, bool]:
+        """Start a run in the background. Returns its number, and whether that is a run that was under way already (it is joined, not doubled).
+
+        Of several files it is the number of the first run that begins; `wait_for_run` waits for all of them.
+        """
         begun: Future[int] = Future()
-        threading.Thread(target=self._run_in_background, args=(_checked(request), begun), name="benchbridge-sync", daemon=True).start()
+        threading.Thread(
+            target=self._run_in_background, args=(_checked(request), source, begun), name="benchbridge-sync", daemon=True
+        ).start()
         try:
             return begun.result(), False
         except LeaseBusy as error:
@@ -145,8 +157,13 @@ class BenchmarkPredictivePerformanceBridge:
             raise
 
     def wait_for_run(self, run_id: int, timeout_s: float) -> dict[str, Any] | None:
-        """The run once it has ended, or as it is after `timeout_s`; None if there is no such run."""
+        """The run once it has ended, or as it is after `timeout_s`; None if there is no such run. The run that a sync over several files in this
+        process began with stands for the whole sync."""
         deadline = time.monotonic() + timeout_s
+        whole = self._whole.get(run_id)
+        if whole is not None:
+            with suppress(TimeoutError):
+                return reports.run_as_json(whole.result(timeout_s).as_dict())
         while (run := self.run(run_id)) is not None and run["state"] == "running" and time.monotonic() < deadline:
             time.sleep(0.05)
         return run
@@ -157,24 +174,23 @@ class BenchmarkPredictivePerformanceBridge:
             return self._cycle(parts, kind)
 
     def retry(
-        self, *, rejected: bool = False, model: str | None = None, result_ids: Sequence[str] | None = None, reason: str | None = None
+        self,
+        *,
+        rejected: bool = False,
+        model: str | None = None,
+        result_ids: Sequence[str] | None = None,
+        reason: str | None = None,
+        source: str | None = None,
     ) -> int:
         """Make waiting results due now; with `rejected`, bring refused ones back too. The next run sends them. Returns how many."""
-        parts = self._workshop.parts()
-        return parts.ledger.deliveries.retry(parts.source_id, rejected=rejected, model=model, result_ids=result_ids, reason=reason)
+        return self._roster(source).retry(rejected=rejected, model=model, result_ids=result_ids, reason=reason)
 
-    def verify(self, *, repair: bool = False, progress: Callable[[int], object] = lambda checked: None) -> Verification:
+    def verify(
+        self, *, repair: bool = False, source: str | None = None, progress: Callable[[int], object] = lambda checked: None
+    ) -> Verification:
         """Compare ledger and sink. With `repair`, what is missing goes back to pending and is sent by the next run. Raises SinkError, LeaseBusy."""
         with self._workshop.at_work() as parts:
-            found = verify(parts.ledger, parts.source_id, self._workshop.ends().sink(), progress=progress)
-            if not (repair and found.missing):
-                return found
-            lease = parts.ledger.leases.acquire(self.config.resolved_source_name, identity(), self.config.lease_s)
-            try:
-                count = parts.ledger.deliveries.reopen(Holder(lease, self.config.lease_s, 0), parts.source_id, found.missing)
-            finally:
-                parts.ledger.leases.release(lease)
-            return replace(found, repaired=count)
+            return parts.roster(source).verify(self._workshop.ends().sink(), repair=repair, progress=progress)
 
     # -- the process --------------------------------------------------------------------------------------------------------------------
 
@@ -198,37 +214,41 @@ class BenchmarkPredictivePerformanceBridge:
         """What /status shows. Bounded by 2 s for source and sink together; the ledger is read without waiting for writers."""
         parts = self._workshop.parts()
         connections = self.connections()
-        runs = self.runs(limit=1)
-        holder = self.lease_holder()
-        return {
+        roster = parts.roster()
+        runs = roster.runs(limit=1)
+        status = {
             "version": __version__,
-            "source": self.config.resolved_source_name,
+            "source": roster.label if roster.only is None else roster.only.name,
             "connections": connections,
             "ledger": {"place": parts.ledger.place},
             "schedule": self.schedule(),
-            "lease": None
-            if holder is None
-            else {"owner": holder.owner, "run_id": holder.run_id, "expires_at": reports.iso(holder.expires_at)},
+            "lease": lease_as_json(roster.lease_holder()),
             "last_run": runs[0] if runs else None,
-            "accounting": self.accounting(),
+            "accounting": reports.accounting_as_json(roster.accounting()),
             "config": self.config.redacted(),
         }
+        return {**status, "sources": roster.sources()} if roster.several else status
 
-    def accounting(self) -> dict[str, Any]:
+    def source_names(self) -> list[str]:
+        """The names of the sources there are now."""
+        return [feed.name for feed in self._roster().feeds]
+
+    def accounting(self, *, source: str | None = None) -> dict[str, Any]:
         """The accounting as the ledger has it, without looking at the source."""
-        parts = self._workshop.parts()
-        accounting = parts.ledger.accounts.accounting(parts.source_id)
-        return {**accounting.as_dict(), "compared_at": reports.iso(accounting.compared_at)}
+        return reports.accounting_as_json(self._roster(source).accounting())
 
-    def runs(self, *, limit: int = 20, before: int | None = None) -> list[dict[str, Any]]:
+    def accountings(self) -> dict[str, dict[str, Any]] | None:
+        """The accounting of each of several files, by name; None for a bridge with a single file."""
+        roster = self._roster()
+        found = roster.accountings()
+        return {feed.name: reports.accounting_as_json(found[feed.source_id]) for feed in roster.feeds} if roster.several else None
+
+    def runs(self, *, limit: int = 20, before: int | None = None, source: str | None = None) -> list[dict[str, Any]]:
         """The runs, newest first."""
-        parts = self._workshop.parts()
-        return [self._shown(run) for run in parts.ledger.runs.history(parts.source_id, limit=limit, before=before)]
+        return self._roster(source).runs(limit=limit, before=before)
 
     def run(self, run_id: int) -> dict[str, Any] | None:
-        parts = self._workshop.parts()
-        found = parts.ledger.runs.get(parts.source_id, run_id)
-        return None if found is None else self._shown(found)
+        return self._roster().run(run_id)
 
     def results(
         self,
@@ -238,23 +258,22 @@ class BenchmarkPredictivePerformanceBridge:
         hardware: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        source: str | None = None,
     ) -> Page:
         """Single results, a page at a time. Results that no run took up yet have no row and are not listed."""
-        parts = self._workshop.parts()
-        return parts.ledger.accounts.results(parts.source_id, state=state, model=model, hardware=hardware, limit=limit, cursor=cursor)
+        return self._roster(source).results(state=state, model=model, hardware=hardware, limit=limit, cursor=cursor)
 
     def schedule(self) -> dict[str, Any]:
         parts = self._workshop.parts()
-        found = parts.ledger.runs.schedule(parts.source_id)
-        return self._schedule_as_json(found)
+        return self._schedule_as_json(parts.ledger.runs.schedule(parts.schedule_id))
 
     def set_schedule(self, *, paused: bool | None = None, interval_minutes: float | None = None) -> dict[str, Any]:
         """Pause, resume, or change the interval, for all processes."""
         parts = self._workshop.parts()
-        return self._schedule_as_json(parts.ledger.runs.set_schedule(parts.source_id, paused=paused, interval_minutes=interval_minutes))
+        return self._schedule_as_json(parts.ledger.runs.set_schedule(parts.schedule_id, paused=paused, interval_minutes=interval_minutes))
 
     def lease_holder(self) -> LeaseHolder | None:
-        return self._workshop.parts().ledger.leases.holder(self.config.resolved_source_name)
+        return self._roster().lease_holder()
 
     def health(self) -> dict[str, object]:
         """A few numbers for the host's /health: cheap, from the ledger alone."""
@@ -271,6 +290,11 @@ class BenchmarkPredictivePerformanceBridge:
         """Which column plays which role in the benchmark database: `{"latency_ms": "performance_results.average_latency_ms", ...}`."""
         return self._workshop.ends().source.layout().roles
 
+    def roles_of_each(self) -> list[tuple[BenchmarkFile, Mapping[str, str] | SourceError | ConfigError]] | None:
+        """The same of each of several files, or what is wrong with it; None for a bridge with a single file. Needs no ledger."""
+        ends = self._workshop.ends()
+        return [(file, ends.roles_or_error(file)) for file in ends.files.look({})] if ends.files.several else None
+
     def sink_profile(self) -> tuple[str, SinkProfile]:
         """The sink's name and what it takes, asked now. Raises SinkError."""
         ends = self._workshop.ends()
@@ -280,15 +304,20 @@ class BenchmarkPredictivePerformanceBridge:
     def require_source(self, *, readable: bool = True, wait: bool = True) -> None:
         """Raise a SourceError if there is no ledger yet and the benchmark file cannot be read: a mistyped path must not leave a ledger behind.
 
-        With `wait=False` a file that is busy just now raises at once; with `readable=False`, or a ledger on a server, it only has to be there.
+        With `wait=False` a file that is busy just now raises at once; with `readable=False`, or a ledger on a server, it only has to be there. Of several
+        files one that can be read is enough, and where only being there is asked for they may also come later.
         """
         ledger = self.ledger_path
         if ledger is not None and ledger.exists():
             return
-        if readable and ledger is not None:
-            self._workshop.ends().source.layout(wait=wait)
+        ends = self._workshop.ends()
+        if ends.files.several:
+            if readable:
+                ends.require_one()
+        elif readable and ledger is not None:
+            ends.source.layout(wait=wait)
         else:
-            self._workshop.ends().source.signature()
+            ends.source.signature()
 
     @property
     def ledger_path(self) -> Path | None:
@@ -300,14 +329,17 @@ class BenchmarkPredictivePerformanceBridge:
     def key_path(self) -> Path:
         """Where a generated key for /api/bridge is kept: beside the ledger, or beside the benchmark file when the ledger is a server."""
         ledger = self.ledger_path
-        return Path(f"{ledger}.key") if ledger is not None else Path(f"{self.config.benchmark_db_path}.bridge.key")
+        return Path(f"{ledger}.key") if ledger is not None else Path(f"{self.config.files.beside}.bridge.key")
 
     # -- inside -------------------------------------------------------------------------------------------------------------------------
 
-    def _answer(self, request: SyncRequest) -> dict[str, Any]:
+    def _roster(self, source: str | None = None) -> Roster:
+        return self._workshop.parts().roster(source)
+
+    def _answer(self, request: SyncRequest, source: str | None) -> dict[str, Any]:
         try:
             self.require_source()
-            summary = self.sync(request)
+            summary = self.sync(request, source=source)
         except BridgeError as error:
             summary = RunSummary(
                 None,
@@ -320,6 +352,8 @@ class BenchmarkPredictivePerformanceBridge:
                 message=error.message,
                 guidance=error.guidance,
             )
+        details = reports.run_as_json(summary.as_dict())
+        sources = {"sources": details.pop("sources")} if "sources" in details else {}
         return {
             "success": summary.state in ("succeeded", "partial", "stopped") and summary.failed == 0,
             "message": f"{summary.message} {summary.guidance}".strip(),
@@ -329,82 +363,73 @@ class BenchmarkPredictivePerformanceBridge:
             "rejected": summary.rejected,
             "skipped": summary.skipped,
             "run_id": summary.run_id,
-            "details": reports.run_as_json(summary.as_dict()),
+            "details": details,
+            **sources,
         }
 
-    def _run(
-        self,
-        parts: Parts,
-        request: SyncRequest,
-        patience_s: float,
-        *,
-        progress: Callable[[Progress], object] = lambda progress: None,
-        stopping: Callable[[], bool] = lambda: False,
-        started: Callable[[int], object] = lambda run_id: None,
-    ) -> RunSummary:
-        """One run of the engine. Somebody who holds the lease without a run makes a report or repairs, and is waited for: that is no other sync."""
+    def _run(self, parts: Parts, request: SyncRequest, patience_s: float, watch: Watch, source: str | None = None) -> RunSummary:
+        stopping = watch.stopping
+        watch = replace(watch, stopping=lambda: stopping() or parts.stopping.is_set())
+        limit = self.config.sync_limit if request.limit is None else request.limit
+        return parts.roster(source).sync(request, limit=0 if request.adopt else limit, patience_s=patience_s, watch=watch)
 
-        def stop() -> bool:
-            return stopping() or parts.stopping.is_set()
+    def _run_in_background(self, request: SyncRequest, source: str | None, begun: Future[int]) -> None:
+        """Of several files the first run to begin is the answer; where none begins, the first thing that is in the way."""
+        whole: Future[RunSummary] = Future()
+        key: list[int] = []
 
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                return parts.engine.run(request, progress=progress, stopping=stop, started=started)
-            except LeaseBusy as error:
-                if error.fields.get("run_id") is not None or time.monotonic() > deadline or stop():
-                    raise
-            time.sleep(0.05)
+        def started(run_id: int) -> None:
+            if not begun.done():
+                if self.config.files.several:
+                    key.append(run_id)
+                    self._whole[run_id] = whole
+                begun.set_result(run_id)
 
-    def _run_in_background(self, request: SyncRequest, begun: Future[int]) -> None:
         try:
             with self._workshop.at_work() as parts:
-                self._run(parts, request, _START_PATIENCE_S, started=begun.set_result)
+                summary = self._run(parts, request, _START_PATIENCE_S, Watch(started=started), source)
+                if not begun.done():
+                    begun.set_exception(_why_none_began(summary))
+                whole.set_result(summary)
                 self._write_report(parts)
         except Exception as error:  # the edge of a thread
             if not begun.done():
                 begun.set_exception(error)
             else:
                 _logger.exception("a sync in the background failed")
+            if not whole.done():
+                whole.set_exception(error)
+        finally:
+            for run_id in key:
+                self._whole.pop(run_id, None)  # whoever waits has the future already; later the ledger answers
 
     def _cycle(self, parts: Parts, kind: str) -> RunSummary | None:
         try:
-            summary = self._run(parts, SyncRequest(kind=kind), _LEASE_PATIENCE_S)
+            summary = self._run(parts, SyncRequest(kind=kind), _LEASE_PATIENCE_S, Watch())
         except LeaseBusy as error:
             _logger.info("no scheduled sync: %s", error.message)
+            return None
+        except SourceMissing as error:  # a pattern that nothing matches yet
+            _logger.info("nothing to sync: %s", error.message)
             return None
         except BridgeError as error:
             _logger.error("the scheduled sync could not run: %s", error)
             return None
-        if summary.run_id is not None:  # there was something to do
+        ran = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
+        if any(one.run_id is not None for one in ran):  # there was something to do
             self._write_report(parts)
         return summary
 
     def _write_report(self, parts: Parts) -> None:
         try:
-            built = reports.build(parts.ledger, parts.source_id, source_name=self.config.resolved_source_name)
-            reports.write(built, Path(self.config.report_output_dir), keep=self.config.report_keep)
+            reports.write(parts.roster().report_as_it_is(), Path(self.config.report_output_dir), keep=self.config.report_keep)
         except BridgeError as error:
             _logger.error("no report was written: %s", error)
 
     def _claim_tick(self, parts: Parts, at_once: bool) -> bool:
-        interval_minutes = parts.ledger.runs.schedule(parts.source_id).interval_minutes or self.config.sync_interval_minutes
-        return parts.ledger.runs.claim_tick(parts.source_id, interval_minutes * 60, at_once=at_once)
-
-    def _shown(self, run: dict[str, Any]) -> dict[str, Any]:
-        if run["state"] == "running":
-            holder = self.lease_holder()
-            if holder is None or holder.run_id != run["run_id"]:
-                parts = self._workshop.parts()
-                # It may have ended since it was read: the end is recorded before the lease is given back.
-                run = parts.ledger.runs.get(parts.source_id, run["run_id"]) or run
-                if run["state"] == "running":
-                    run = {
-                        **run,
-                        "state": "interrupted",
-                        "message": "The process that ran it is gone; the next run goes on from where it stopped.",
-                    }
-        return reports.run_as_json(run)
+        source_id = parts.schedule_id
+        interval_minutes = parts.ledger.runs.schedule(source_id).interval_minutes or self.config.sync_interval_minutes
+        return parts.ledger.runs.claim_tick(source_id, interval_minutes * 60, at_once=at_once)
 
     def _schedule_as_json(self, schedule: Schedule) -> dict[str, Any]:
         return {
@@ -420,6 +445,13 @@ def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
     """A row of `results` with its times as ISO 8601."""
     shown: dict[str, Any] = dict(row)
     return {**shown, **{name: reports.iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
+
+
+def _why_none_began(summary: RunSummary) -> BridgeError:
+    """A sync over several files in which no run began."""
+    errors: Mapping[str, type[BridgeError]] = {"sync_running": LeaseBusy, "config_error": ConfigError}
+    kind = errors.get(summary.error_code or "", SourceError)
+    return kind(summary.message, guidance=summary.guidance)
 
 
 def _checked(request: SyncRequest) -> SyncRequest:

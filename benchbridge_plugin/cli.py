@@ -168,7 +168,7 @@ def service(ctx: click.Context, /, log_file: str | None, **given: Any) -> None:
     """Sync on the schedule until stopped (SIGTERM or Ctrl-C), without a web server. Each cycle writes a report to report_output_dir."""
     import logging
 
-    from benchbridge_plugin.config import redact_url
+    from benchbridge_plugin.urls import redact_url
 
     config = _config(ctx, given).with_changes(auto_sync_enabled=True)
     _configure_logging(config, log_file)

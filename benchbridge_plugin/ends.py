@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from benchbridge_plugin.config import BridgeConfig, redact_url
+from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError, ConfigError, SinkError, SourceBusy, SourceError
+from benchbridge_plugin.files import BenchmarkFile
+from benchbridge_plugin.parquet import open_source
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.sinks.exchange import Exchange
 from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.sinks.service import PredictiveService, ServiceSink
 from benchbridge_plugin.source import BenchmarkSource
+from benchbridge_plugin.urls import redact_url
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -47,15 +50,29 @@ class Ends:
 
     def __init__(self, config: BridgeConfig, host: HostServices) -> None:
         self.process = os.getpid()
-        self.source = BenchmarkSource(
-            config.benchmark_db_path, busy_timeout_s=config.source_busy_timeout_s, host_connection=self._host_connection
-        )
+        self.files = config.files
         self._config = config
         self._host = host
         self._lock = threading.Lock()
         self._sink: Sink | None = None
         self._checks: dict[str, Future[dict[str, object]]] = {}
-        self._judged: tuple[DuckDBPyConnection, bool] | None = None  # the last connection offered, and whether it has our file open
+        self._sources: dict[str, BenchmarkSource] = {}
+        self._seen: dict[str, tuple[str, Mapping[str, str]]] = {}  # of several files: the roles found, and the signature they were found at
+        self._judged: tuple[DuckDBPyConnection | None, dict[str, bool]] = (None, {})  # the last one offered, and which files it has open
+
+    @property
+    def source(self) -> BenchmarkSource:
+        """The single benchmark file; of several, the first that is configured."""
+        return self.source_at(self._config.benchmark_db_paths[0])
+
+    def source_at(self, path: str) -> BenchmarkSource:
+        """The source for a benchmark file. Nothing is opened for it."""
+        with self._lock:
+            if path not in self._sources:
+                self._sources[path] = open_source(
+                    path, busy_timeout_s=self._config.source_busy_timeout_s, host_connection=lambda: self._host_connection(path)
+                )
+            return self._sources[path]
 
     def sink(self) -> Sink:
         """The host's service, its routes, or HTTP; the first that is there and that the config allows. Raises SinkError and ConfigError."""
@@ -75,7 +92,7 @@ class Ends:
         deadline = time.monotonic() + CHECK_TIMEOUT_S
         looks = {"benchmark_db": self._look_at_source, "predictive_api": self._look_at_sink}
         begun = {name: self._begin(name, look) for name, look in looks.items()}
-        names = {"benchmark_db": self._config.benchmark_db_path, "predictive_api": self.sink_name}
+        names = {"benchmark_db": self.files.label, "predictive_api": self.sink_name}
         answers: dict[str, dict[str, object]] = {}
         for name, future in begun.items():
             try:
@@ -101,7 +118,9 @@ class Ends:
             return future
 
     def _look_at_source(self) -> dict[str, object]:
-        name = self._config.benchmark_db_path
+        if self.files.several:
+            return self._look_at_files()
+        name = self.files.label
         try:
             layout = self.source.layout(wait=False)
         except SourceBusy as error:
@@ -109,6 +128,50 @@ class Ends:
         except SourceError as error:
             return {"ok": False, "name": name, "error": error.message, "guidance": error.guidance}
         return {"ok": True, "name": name, "roles": dict(layout.roles)}
+
+    def _look_at_files(self) -> dict[str, object]:
+        """All files that are there now, each by name. One that is as it was when it was read is not opened again."""
+        looks = []
+        for file in self.files.look({}):
+            shown: dict[str, object] = {"source": file.name, "path": file.path, "ok": True}
+            found = self.roles_or_error(file)
+            if isinstance(found, (SourceError, ConfigError)):
+                shown |= {"ok": False, "error": found.message, "guidance": found.guidance}
+            looks.append(shown)
+        if not looks:
+            nothing = self.files.nothing_found()
+            return {"ok": False, "name": self.files.label, "error": nothing.message, "guidance": nothing.guidance, "sources": []}
+        bad = [look for look in looks if not look["ok"]]
+        shown = {"ok": not bad, "name": self.files.label, "sources": looks}
+        return {**shown, "error": bad[0]["error"], "guidance": bad[0]["guidance"]} if bad else shown
+
+    def roles_of(self, file: BenchmarkFile) -> Mapping[str, str]:
+        """The roles of the file's columns, read anew only when it changed. Raises SourceError, or what is wrong with its name."""
+        if file.error is not None:
+            raise file.error
+        source = self.source_at(file.path)
+        signature = str(source.signature())
+        seen = self._seen.get(file.path)
+        if seen is None or seen[0] != signature:
+            seen = self._seen[file.path] = (signature, source.layout(wait=False).roles)
+        return seen[1]
+
+    def roles_or_error(self, file: BenchmarkFile) -> Mapping[str, str] | SourceError | ConfigError:
+        try:
+            return self.roles_of(file)
+        except (SourceError, ConfigError) as error:
+            return error
+
+    def require_one(self) -> None:
+        """Raise what is wrong with the first of several files, unless some other can be read. Raises SourceMissing when there is none."""
+        files = self.files.look({})
+        first: SourceError | ConfigError | None = None
+        for file in files:
+            found = self.roles_or_error(file)
+            if not isinstance(found, (SourceError, ConfigError)):
+                return
+            first = first or found
+        raise first or self.files.nothing_found()
 
     def _look_at_sink(self) -> dict[str, object]:
         try:
@@ -119,25 +182,19 @@ class Ends:
 
     # -- choosing -----------------------------------------------------------------------------------------------------------------------
 
-    def _host_connection(self) -> DuckDBPyConnection | None:
-        """The host's own connection to the benchmark file, if it offers one. One to another file, or a closed one, is of no use."""
+    def _host_connection(self, path: str) -> DuckDBPyConnection | None:
+        """The host's own connection to this benchmark file, if it offers one. One to another file, or a closed one, is of no use."""
         offered = self._host.services().get("benchmark_db")
         if not isinstance(offered, duckdb.DuckDBPyConnection):
             return None
-        judged = self._judged
-        if judged is None or judged[0] is not offered:
-            judged = self._judged = (offered, self._has_our_file(offered))
-            if not judged[1]:
-                _logger.warning("the server's benchmark_db connection is not one to %s; it is not used", self._config.benchmark_db_path)
-        return offered if judged[1] else None
-
-    def _has_our_file(self, connection: DuckDBPyConnection) -> bool:
-        try:
-            with connection.cursor() as cursor:
-                found = cursor.execute(_PATH_SQL).fetchone()
-            return found is not None and found[0] is not None and Path(found[0]).samefile(self._config.benchmark_db_path)
-        except (duckdb.Error, OSError):
-            return False
+        if self._judged[0] is not offered:
+            self._judged = (offered, {})
+        judged = self._judged[1]
+        if path not in judged:
+            judged[path] = _has_open(offered, path)
+            if not judged[path] and not self.files.several:
+                _logger.warning("the server's benchmark_db connection is not one to %s; it is not used", path)
+        return offered if judged[path] else None
 
     def _choose_sink(self) -> Sink:
         config = self._config
@@ -178,6 +235,15 @@ class Ends:
             acknowledge_timeout_s=config.acknowledge_timeout_s,
             connections=config.max_requests_in_flight,
         )
+
+
+def _has_open(connection: DuckDBPyConnection, path: str) -> bool:
+    try:
+        with connection.cursor() as cursor:
+            found = cursor.execute(_PATH_SQL).fetchone()
+        return found is not None and found[0] is not None and Path(found[0]).samefile(path)
+    except (duckdb.Error, OSError):
+        return False
 
 
 def _fulfil(future: Future[dict[str, object]], look: Callable[[], dict[str, object]]) -> None:

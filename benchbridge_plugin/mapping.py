@@ -7,6 +7,7 @@ rejection with a reason code (`REASONS`), what had to be assumed is flagged (mod
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -332,6 +333,11 @@ def _named(aliases: Mapping[str, str]) -> dict[str, str]:
     return {name.strip(_BLANK).lower(): meaning.strip(_BLANK) for name, meaning in aliases.items()}
 
 
+def _of_source(name: str) -> dict[str, object]:
+    """What depends on the source: the key of a result begins with its name."""
+    return {"source_name": name, "key_start": KEY_NAMESPACE.bytes + f"{name}\x1f".encode()}
+
+
 class Mapper:
     """Applies the rules to slices of results. One statement runs at a time; safe to share between threads."""
 
@@ -345,20 +351,25 @@ class Mapper:
         hardware = {**HARDWARE_ALIASES, **_named(rules.hardware_aliases)}
         precisions = {**PRECISION_ALIASES, **_named(rules.precision_aliases)}
         default = (rules.default_precision or "").strip(_BLANK).lower()
-        self._said = {
+        self._said: dict[str, object] = {
             "blank": _BLANK,
             "hardware_names": list(hardware),
             "hardware_meanings": list(hardware.values()),
             "precision_names": list(precisions),
             "precision_meanings": list(precisions.values()),
             "priority": list(rules.priority_models),
-            "source_name": rules.source_name,
-            "key_start": KEY_NAMESPACE.bytes + f"{rules.source_name}\x1f".encode(),
+            **_of_source(rules.source_name),
             "default_precision": precisions.get(default, default) or None,
             "default_batch_size": rules.default_batch_size,
             "default_sequence_length": rules.default_sequence_length,
             "keyed": rules.keyed,
         }
+
+    def for_source(self, name: str) -> Mapper:
+        """The same rules for another source, in the same database of our own: a hundred files take the memory of one. Closed with this one."""
+        other = copy.copy(self)
+        other._said = {**self._said, **_of_source(name)}
+        return other
 
     def classify(self, rows: pa.Table, *, cutoff_us: int | None, model: str | None) -> pa.Table:
         """For each row what the comparison with the ledger needs: result_id, content_hash (16 bytes), skip (a SKIPS code or null), wanted

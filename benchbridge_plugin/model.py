@@ -210,6 +210,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class FileProgress(Progress):
+    """The same in a sync over several benchmark files."""
+
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Accounting:
     """Where every result is. `total` is what the last comparison counted on disk; the states are what the ledger says now."""
 
@@ -263,3 +270,25 @@ class RunSummary:
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "reasons": dict(self.reasons), "quality": dict(self.quality), "held": dict(self.held)}
+
+
+@dataclass(frozen=True, slots=True)
+class FileSync:
+    """What a sync over several benchmark files did with one of them. A file that could not be read has a summary without a run."""
+
+    source: str
+    path: str
+    summary: RunSummary
+
+    def as_dict(self) -> dict[str, object]:
+        return {"source": self.source, "path": self.path, **self.summary.as_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class SyncTotal(RunSummary):
+    """What a sync over several benchmark files did: the sums of what it did with each, and the first error. `run_id`: of the only run, if there is one."""
+
+    sources: Sequence[FileSync] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        return {**RunSummary.as_dict(self), "sources": [part.as_dict() for part in self.sources]}

@@ -8,15 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import Ends, HostServices
 from benchbridge_plugin.errors import BridgeError, LeaseLost
+from benchbridge_plugin.feed import Feed
+from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.process import identity
+from benchbridge_plugin.roster import Roster
+from benchbridge_plugin.round import Turn
 from benchbridge_plugin.scheduler import SyncScheduler
 from benchbridge_plugin.sync import Policy, SyncEngine
 
@@ -33,13 +37,49 @@ class Parts:
     """Everything that has to do with the ledger. Like the ends, it belongs to one process: after a fork the child builds its own."""
 
     process: int
+    config: BridgeConfig
+    ends: Ends
     mapper: Mapper
     ledger: Ledger
-    engine: SyncEngine
-    source_id: int
     scheduler: SyncScheduler
     stopping: threading.Event = field(default_factory=threading.Event)
     working: int = 0  # how many threads use them; guarded by the workshop's gate
+    turn: Turn = field(default_factory=Turn)
+    feeds: dict[BenchmarkFile, Feed] = field(default_factory=dict)
+
+    @property
+    def schedule_id(self) -> int:
+        """The source whose row has the schedule of the whole bridge."""
+        return self.ledger.runs.source_id(self.ends.files.name)
+
+    def roster(self, source: str | None = None) -> Roster:
+        """All feeds as they are now, or the one of that name: every call looks for files that came or went. Raises LedgerError and ConfigError."""
+        files = self.ends.files
+        several = files.several
+        known = self.ledger.whereabouts.known() if several else {}
+        found = files.look(known)
+        if several:
+            self.ledger.whereabouts.note({file.name: file.place for file in found if file.owns_name and known.get(file.name) != file.place})
+        feeds = [self._feed(file) for file in found if file.owns_name]
+        refused = [file for file in found if not file.owns_name]
+        ours = [feed.source_id for feed in feeds]
+        return Roster(files.label, several, feeds, refused, ours, self.ledger, self.turn, files.nothing_found).narrowed(source)
+
+    def _feed(self, file: BenchmarkFile) -> Feed:
+        kept = self.feeds.get(replace(file, error=None))
+        if kept is None:
+            engine = SyncEngine(
+                self.ends.source_at(file.path),
+                self.mapper.for_source(file.name),
+                self.ledger,
+                self.ends.sink,
+                source_name=file.name,
+                owner=identity(),
+                policy=policy_of(self.config),
+            )
+            source_id = self.ledger.runs.source_id(file.name)
+            kept = self.feeds[replace(file, error=None)] = Feed(file, source_id, engine, self.ledger, lease_s=self.config.lease_s)
+        return kept if kept.file == file else kept.about(file)
 
 
 _Kept = TypeVar("_Kept", Ends, Parts)
@@ -134,9 +174,6 @@ class Workshop:
         ledger = Ledger(config.resolved_ledger_url, now=self._now)
         ledger.check()
         mapper = Mapper(rules_of(config))
-        engine = SyncEngine(
-            ends.source, mapper, ledger, ends.sink, source_name=config.resolved_source_name, owner=identity(), policy=policy_of(config)
-        )
         scheduler = SyncScheduler(
             claim=lambda at_once: not parts.stopping.is_set() and self._claim(parts, at_once),
             cycle=lambda kind: self._at_tick(parts, lambda: self._cycle(parts, kind)),
@@ -144,7 +181,7 @@ class Workshop:
             # Where work is shared, a run that begins should not have to wait long for its helpers.
             look_every_s=min(1.0 if policy_of(config).share_work else 5.0, config.sync_interval_minutes * 60 / 4),
         )
-        parts = Parts(os.getpid(), mapper, ledger, engine, ledger.runs.source_id(config.resolved_source_name), scheduler)
+        parts = Parts(os.getpid(), config, ends, mapper, ledger, scheduler)
         return parts
 
 
@@ -157,9 +194,12 @@ def _own(kept: _Kept | None) -> _Kept | None:
 
 
 def _help(parts: Parts) -> None:
-    """Carry parts of a run of another process, if it offers any."""
+    """Carry parts of runs of other processes, if they offer any."""
+    if not policy_of(parts.config).share_work:
+        return
     try:
-        parts.engine.help(stopping=parts.stopping.is_set)
+        for feed in parts.roster().running():
+            feed.engine.help(stopping=parts.stopping.is_set)
     except LeaseLost as error:
         _logger.info("%s", error.message)
     except BridgeError as error:

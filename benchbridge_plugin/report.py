@@ -17,6 +17,7 @@ from typing import Any
 
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.ledger import Ledger
+from benchbridge_plugin.model import Accounting
 
 _logger = logging.getLogger(__name__)
 
@@ -43,8 +44,13 @@ def iso(seconds: float | None) -> str | None:
 
 
 def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with its times as ISO 8601."""
-    return {**run, "started_at": iso(run["started_at"]), "finished_at": iso(run["finished_at"])}
+    """A run with its times as ISO 8601, and so the runs of several files within it."""
+    shown = {**run, "started_at": iso(run["started_at"]), "finished_at": iso(run["finished_at"])}
+    return {**shown, "sources": [run_as_json(part) for part in run["sources"]]} if "sources" in run else shown
+
+
+def accounting_as_json(accounting: Accounting) -> dict[str, Any]:
+    return {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)}
 
 
 def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -> dict[str, Any]:
@@ -58,14 +64,14 @@ def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -
         "total_results": accounting.total,
         "synced_results": accounting.delivered,
         "unsynced_results": accounting.total - accounting.delivered,
-        "sync_percentage": _percentage(accounting.delivered, accounting.total),
-        "model_coverage": _by(coverage, "model"),
-        "hardware_coverage": _by(coverage, "hardware"),
+        "sync_percentage": percentage(accounting.delivered, accounting.total),
+        "model_coverage": coverage_by(coverage, "model"),
+        "hardware_coverage": coverage_by(coverage, "hardware"),
         "coverage": coverage,
         "refusals": ledger.accounts.refusals(source_id),
         "quality": ledger.accounts.quality(source_id),
         "sync_history": [run_as_json(run) for run in ledger.runs.history(source_id, limit=_RUNS_SHOWN)],
-        "accounting": {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)},
+        "accounting": accounting_as_json(accounting),
     }
 
 
@@ -74,7 +80,7 @@ def render(report: Mapping[str, Any], kind: str) -> str:
     if kind == "json":
         return json.dumps(report, indent=2) + "\n"
     if kind == "csv":
-        return _csv(report["coverage"])
+        return _csv(report)
     if kind == "markdown":
         return _document(report, markdown=True)
     if kind == "text":
@@ -146,13 +152,26 @@ def safe_csv_cell(value: object) -> object:
     return f"'{text}" if text.lstrip()[:1] in _FORMULA_STARTS else text
 
 
-def _csv(coverage: Sequence[Mapping[str, object]]) -> str:
+def _csv(report: Mapping[str, Any]) -> str:
+    """The coverage; of several benchmark files that of each, with its name in front."""
     out = io.StringIO()
     names = ["model", "hardware", "total", *_STATES]
+    rows = report["coverage"]
+    if "sources" in report:
+        names = ["source", *names]
+        rows = [{"source": part["name"], **row} for part in report["sources"] for row in part["coverage"]]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([safe_csv_cell(row[name]) for name in names] for row in coverage)
+    writer.writerows([safe_csv_cell(row[name]) for name in names] for row in rows)
     return out.getvalue()
+
+
+def _by_file(report: Mapping[str, Any]) -> Sequence[Sequence[object]]:
+    """Each benchmark file with its accounting, and the total below."""
+    parts = [(part["name"], part["accounting"], part["note"]) for part in report["sources"]]
+    rows = [(name, accounting["total"], *(accounting[state] for state in _STATES), note) for name, accounting, note in parts]
+    total = report["accounting"]
+    return [*rows, ("all", total["total"], *(total[state] for state in _STATES), "")]
 
 
 def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
@@ -170,6 +189,9 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         table(["state", "results"], [*states, ["total on disk", accounting["total"]]], markdown=markdown),
         sums if accounting["balanced"] else "The accounts do not balance: a sync is under way, or the next one will compare anew.",
     ]
+    if "sources" in report:
+        headers = ["file", "total", *(name.replace("_", " ") for name in _STATES), "note"]
+        parts += [heading("By benchmark file"), table(headers, _by_file(report), markdown=markdown)]
     why = [["skipped", reason, count, ""] for reason, count in accounting["skipped_by_reason"].items()]
     why += [[row["state"].replace("_", " "), row["code"], row["count"], row["reason"]] for row in report["refusals"]]
     if why:
@@ -190,9 +212,11 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
             more = [f"... and {len(rows) - _MODELS_SHOWN} more; the JSON and CSV reports have all."] if len(rows) > _MODELS_SHOWN else []
             parts += [heading(title), shown, *more]
     if report["sync_history"]:
+        several = "sources" in report
         runs = [
             [
                 run["run_id"],
+                *([run["source"]] if several else []),
                 run["kind"],
                 run["state"],
                 run["started_at"],
@@ -202,12 +226,12 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
             ]
             for run in report["sync_history"]
         ]
-        headers = ["run", "kind", "state", "started", "synced", "refused", "to be retried"]
+        headers = ["run", *(["file"] if several else []), "kind", "state", "started", "synced", "refused", "to be retried"]
         parts += [heading("Last runs"), table(headers, runs, markdown=markdown)]
     return "\n\n".join(parts) + "\n"
 
 
-def _by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+def coverage_by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
     """Coverage summed over the other side, largest first."""
     sums: dict[str, dict[str, Any]] = {}
     for row in coverage:
@@ -216,11 +240,11 @@ def _by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str,
             into[column] += row[column]
     for cell in sums.values():
         cell["synced"] = cell["delivered"]
-        cell["percentage"] = _percentage(cell["delivered"], cell["total"])
+        cell["percentage"] = percentage(cell["delivered"], cell["total"])
     return dict(sorted(sums.items(), key=lambda item: (-item[1]["total"], item[0])))
 
 
-def _percentage(part: int, whole: int) -> float:
+def percentage(part: int, whole: int) -> float:
     """In tenths. 100 is said of all and 0 of none only, however close it comes."""
     if part in (0, whole) or not whole:
         return 100.0 if part and part == whole else 0.0

@@ -44,12 +44,52 @@ class Verification:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class VerificationTotal(Verification):
+    """Several sources together. A result id is told as `source/id`, since two files can have the same."""
+
+    sources: Sequence[tuple[str, Verification]] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        parts = [
+            {"source": name, **{key: value for key, value in part.as_dict().items() if key != "foreign"}} for name, part in self.sources
+        ]
+        return {**Verification.as_dict(self), "sources": parts}
+
+
+def total_of(parts: Sequence[tuple[str, Verification]]) -> VerificationTotal:
+    """The sum of verifications against the same listing."""
+    doubled = [part.doubled for _, part in parts if part.doubled is not None]
+    return VerificationTotal(
+        sum(part.checked for _, part in parts),
+        [f"{name}/{result_id}" for name, part in parts for result_id in part.missing],
+        sum(part.unknown for _, part in parts),
+        sorted(key for keys in doubled for key in keys) if len(doubled) == len(parts) else None,
+        parts[0][1].foreign if parts else [],
+        sum(part.repaired for _, part in parts),
+        next((part.note for _, part in parts if part.note), ""),
+        parts,
+    )
+
+
 def verify(ledger: Ledger, source_id: int, sink: Sink, *, progress: Callable[[int], object] = lambda checked: None) -> Verification:
-    """Compare every delivered row with the sink. Changes nothing. Raises SinkError when the sink cannot be asked at all.
+    """Compare every delivered row of a source with the sink. Changes nothing. Raises SinkError when the sink cannot be asked at all.
 
     A listing is quick and may be older than the newest deliveries; a row that it does not show counts as missing only when the sink, asked for it
     afterwards, says so too.
     """
+    return verify_all(ledger, [source_id], sink, ours=[source_id], progress=progress)[source_id]
+
+
+def verify_all(
+    ledger: Ledger,
+    source_ids: Sequence[int],
+    sink: Sink,
+    *,
+    ours: Sequence[int],
+    progress: Callable[[int], object] = lambda checked: None,
+) -> dict[int, Verification]:
+    """The same for several sources and one listing. Foreign is what none of `ours` knows, and the same for each: it belongs to no source."""
     sink.profile()
     counts: Counter[str] | None = None
     note = ""
@@ -57,25 +97,30 @@ def verify(ledger: Ledger, source_id: int, sink: Sink, *, progress: Callable[[in
         counts = Counter(key for key, _ in sink.listing())
     except SinkError as error:
         note = error.message
-    missing: list[str] = []
-    checked = unknown = 0
-    for page in _delivered(ledger, source_id):
-        asked = [row for row in page if counts is None or str(row.key) not in counts]
-        for row, settlement in zip(asked, sink.settle(asked) if asked else (), strict=True):
-            if settlement.answer is Answer.ABSENT:
-                missing.append(row.result_id)
-            unknown += settlement.answer is Answer.UNKNOWN
-        checked += len(page)
-        progress(checked)
-    if counts is None:
-        return Verification(checked, missing, unknown, None, None, note=note)
-    strangers = set(counts)
-    doubled: list[str] = []
-    for key in ledger.accounts.every_key(source_id):
-        strangers.discard(key)
-        if counts[key] > 1:
-            doubled.append(key)
-    return Verification(checked, missing, unknown, sorted(doubled), sorted(strangers))
+    strangers = set(counts or ())
+    doubled: dict[int, list[str]] = {source_id: [] for source_id in (*source_ids, *ours)}
+    for source_id in doubled if counts is not None else ():
+        for key in ledger.accounts.every_key(source_id):
+            strangers.discard(key)
+            if counts is not None and counts[key] > 1:
+                doubled[source_id].append(key)
+    found: dict[int, Verification] = {}
+    before = 0
+    for source_id in source_ids:
+        missing: list[str] = []
+        checked = unknown = 0
+        for page in _delivered(ledger, source_id):
+            asked = [row for row in page if counts is None or str(row.key) not in counts]
+            for row, settlement in zip(asked, sink.settle(asked) if asked else (), strict=True):
+                if settlement.answer is Answer.ABSENT:
+                    missing.append(row.result_id)
+                unknown += settlement.answer is Answer.UNKNOWN
+            checked += len(page)
+            progress(before + checked)
+        before += checked
+        twice, foreign = (None, None) if counts is None else (sorted(doubled[source_id]), sorted(strangers))
+        found[source_id] = Verification(checked, missing, unknown, twice, foreign, note=note)
+    return found
 
 
 def _delivered(ledger: Ledger, source_id: int) -> Iterator[list[Doubt]]:

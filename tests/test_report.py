@@ -49,7 +49,7 @@ def cells(line: str) -> list[str]:
 def with_coverage(report: Mapping[str, Any], *names: str) -> dict[str, Any]:
     row = {"total": 1, **dict.fromkeys(STATES, 0), "delivered": 1}
     coverage = [{**row, "model": name, "hardware": "cuda"} for name in names]
-    return {**report, "coverage": coverage, "model_coverage": reports._by(coverage, "model")}
+    return {**report, "coverage": coverage, "model_coverage": reports.coverage_by(coverage, "model")}
 
 
 def test_a_report_has_what_the_original_bridge_gave_and_the_accounts(report: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ def test_an_empty_ledger_gives_a_report_too(book: Book) -> None:
 )
 def test_a_hundred_per_cent_is_said_of_all_only(part: int, whole: int, said: float) -> None:
     """9,999 of 10,000 is not all."""
-    assert reports._percentage(part, whole) == said
+    assert reports.percentage(part, whole) == said
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from benchbridge_plugin.ledger.runs import Runs, Schedule
 from benchbridge_plugin.ledger.shares import SHARE_SCHEMA, Ended, Share, Shares
 from benchbridge_plugin.ledger.steady import Steady
 from benchbridge_plugin.ledger.store import Store
+from benchbridge_plugin.ledger.whereabouts import Whereabouts
 
 __all__ = [
     "SHARE_SCHEMA",
@@ -37,7 +38,7 @@ __all__ = [
 
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
-    `shares`: parts of a run that others carry; `accounts`: what it all adds up to.
+    `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `whereabouts`: where the files were.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
     """
@@ -54,6 +55,7 @@ class Ledger:
         self.deliveries = Deliveries(self._store, self.leases, now)
         self.shares = Shares(self._store, self.leases, now)
         self.accounts = Accounts(self._store)
+        self.whereabouts = Whereabouts(self._store)
 
     @property
     def place(self) -> str:

@@ -40,25 +40,12 @@ class Accounts:
 
     def accounting(self, source_id: int) -> Accounting:
         """The accounting identity: the counts of the last comparison and the states of now, from one snapshot."""
-        counts = select(standings.c.state, standings.c.results).where(standings.c.source_id == source_id)
+        return self.accountings([source_id])[source_id]
+
+    def accountings(self, source_ids: Sequence[int]) -> dict[int, Accounting]:
+        """The same of several sources, all from one snapshot, so that their sums are as true as they are."""
         with self._store.reading() as connection:
-            source = connection.execute(select(sources).where(sources.c.source_id == source_id)).mappings().one()
-            by_state = {State(state): count for state, count in connection.execute(counts)}
-            on_their_way = claims.count(connection, source_id)
-        skipped = {reason: int(count) for reason, count in json.loads(source["skipped"]).items()}
-        return Accounting(
-            total=source["total"],
-            delivered=by_state.get(State.DELIVERED, 0),
-            pending=source["untouched"] + by_state.get(State.PENDING, 0),
-            retrying=by_state.get(State.RETRYING, 0),
-            in_doubt=by_state.get(State.SENDING, 0) + on_their_way,
-            rejected=by_state.get(State.REJECTED, 0),
-            skipped=sum(skipped.values()),
-            skipped_by_reason=skipped,
-            superseded=by_state.get(State.SUPERSEDED, 0),
-            withdrawn=by_state.get(State.WITHDRAWN, 0),
-            compared_at=source["compared_at"],
-        )
+            return {source_id: _accounting(connection, source_id) for source_id in source_ids}
 
     def compared(self, source_id: int) -> Compared:
         columns = (sources.c.signature, sources.c.looked, sources.c.scope, sources.c.compared_at, sources.c.untouched)
@@ -235,6 +222,26 @@ class Accounts:
                 yield _uuid(key)
             for _, results in claims.read(connection, source_id):
                 yield from map(_uuid, results.column("key").to_pylist())
+
+
+def _accounting(connection: Connection, source_id: int) -> Accounting:
+    counts = select(standings.c.state, standings.c.results).where(standings.c.source_id == source_id)
+    source = connection.execute(select(sources).where(sources.c.source_id == source_id)).mappings().one()
+    by_state = {State(state): count for state, count in connection.execute(counts)}
+    skipped = {reason: int(count) for reason, count in json.loads(source["skipped"]).items()}
+    return Accounting(
+        total=source["total"],
+        delivered=by_state.get(State.DELIVERED, 0),
+        pending=source["untouched"] + by_state.get(State.PENDING, 0),
+        retrying=by_state.get(State.RETRYING, 0),
+        in_doubt=by_state.get(State.SENDING, 0) + claims.count(connection, source_id),
+        rejected=by_state.get(State.REJECTED, 0),
+        skipped=sum(skipped.values()),
+        skipped_by_reason=skipped,
+        superseded=by_state.get(State.SUPERSEDED, 0),
+        withdrawn=by_state.get(State.WITHDRAWN, 0),
+        compared_at=source["compared_at"],
+    )
 
 
 def _uuid(key: bytes) -> str:

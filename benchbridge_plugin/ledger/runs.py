@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlalchemy import RowMapping, or_, select, update
+from sqlalchemy import RowMapping, func, or_, select, update
 
 from benchbridge_plugin.ledger.leases import Holder, Lease, Leases
 from benchbridge_plugin.ledger.schema import runs, sources
@@ -98,11 +98,21 @@ class Runs:
 
     def history(self, source_id: int, *, limit: int = 20, before: int | None = None) -> list[dict[str, object]]:
         """The runs, newest first; `before` is a run id to go on from."""
-        statement = select(runs).where(runs.c.source_id == source_id).order_by(runs.c.run_id.desc()).limit(limit)
+        return [run for _, run in self.history_of([source_id], limit=limit, before=before)]
+
+    def history_of(self, source_ids: Sequence[int], *, limit: int = 20, before: int | None = None) -> list[tuple[int, dict[str, object]]]:
+        """The runs of several sources, newest first, each with its source."""
+        statement = select(runs).where(runs.c.source_id.in_(source_ids)).order_by(runs.c.run_id.desc()).limit(limit)
         if before is not None:
             statement = statement.where(runs.c.run_id < before)
         with self._store.reading() as connection:
-            return [_run(row) for row in connection.execute(statement).mappings()]
+            return [(row["source_id"], _run(row)) for row in connection.execute(statement).mappings()]
+
+    def last(self, source_ids: Sequence[int]) -> dict[int, int]:
+        """The number of each source's last run. A source that never had one is left out."""
+        statement = select(runs.c.source_id, func.max(runs.c.run_id)).where(runs.c.source_id.in_(source_ids)).group_by(runs.c.source_id)
+        with self._store.reading() as connection:
+            return {int(source_id): int(run_id) for source_id, run_id in connection.execute(statement)}
 
     # -- the schedule -------------------------------------------------------------------------------------------------------------------
 

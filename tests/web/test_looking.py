@@ -162,7 +162,7 @@ def test_a_run_whose_process_is_gone_is_shown_as_interrupted(host: Host) -> None
     """Nobody holds its lease any more, so it does not run, whatever its row says."""
     parts = host.bridge._workshop.parts()
     lease = parts.ledger.leases.acquire("bench", "gone", 60)
-    begun = parts.ledger.runs.begin(lease, parts.source_id, SyncRequest(), 60)
+    begun = parts.ledger.runs.begin(lease, parts.schedule_id, SyncRequest(), 60)
     assert get(host, f"/runs/{begun.run_id}").json["state"] == "running"
     parts.ledger.leases.release(lease)
     found = get(host, f"/runs/{begun.run_id}").json
@@ -173,7 +173,7 @@ def test_a_run_that_ends_between_two_looks_is_not_called_interrupted(host: Host,
     """The run is read as running, then it ends and gives its lease back, and only then the lease is looked at."""
     parts = host.bridge._workshop.parts()
     lease = parts.ledger.leases.acquire("bench", "quick", 60)
-    begun = parts.ledger.runs.begin(lease, parts.source_id, SyncRequest(), 60)
+    begun = parts.ledger.runs.begin(lease, parts.schedule_id, SyncRequest(), 60)
     holder = host.bridge.lease_holder
 
     def ends_meanwhile() -> object:
