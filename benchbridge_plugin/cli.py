@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +20,9 @@ import click
 
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.errors import BridgeError, ConfigError
+from benchbridge_plugin.printing import as_json as as_json_of
+from benchbridge_plugin.printing import count_of, exit_code, plain, print_error, print_summary, print_verification
+from benchbridge_plugin.stopping import stoppable
 
 if TYPE_CHECKING:
     from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
@@ -38,9 +40,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except BridgeError as error:
-            click.echo(f"Error: {_plain(error.message)}", err=True)
-            if error.guidance:
-                click.echo(f"       {_plain(error.guidance)}", err=True)
+            print_error(error.message, error.guidance)
             if ctx.meta.get(_JSON):
                 click.echo(json.dumps({"success": False, "error_code": error.code, "message": error.message, "guidance": error.guidance}))
             ctx.exit(error.exit_code)
@@ -49,6 +49,11 @@ class _Group(click.Group):
 def _note_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
     ctx.meta[_JSON] = value
     return value
+
+
+def _one_or_several(_ctx: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """A path that is given once is the path, as in the config file."""
+    return value if len(value) > 1 else value[0] if value else None
 
 
 def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -61,7 +66,15 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             metavar="F",
             help="Config file [default: benchbridge.json, if it is there].",
         ),
-        "benchmark_db": click.option("--benchmark-db", "benchmark_db_path", metavar="P", help="DuckDB file with the benchmark results."),
+        "benchmark_db": click.option(
+            "--benchmark-db",
+            "benchmark_db_path",
+            metavar="P",
+            multiple=True,
+            callback=_one_or_several,
+            help="DuckDB or Parquet file with the benchmark results, a folder of them, or a quoted pattern; may be given more than once.",
+        ),
+        "source": click.option("--source", metavar="NAME", help="Of several benchmark files only the one of this name."),
         "api_url": click.option("--api-url", "predictive_api_url", metavar="U", help="Base URL of the predictive API."),
         "api_key": click.option("--api-key", "api_key", metavar="K", help="Key of the predictive API; better: BENCHBRIDGE_API_KEY."),
         "ledger": click.option("--ledger", "ledger_url", metavar="L", help="Ledger file or URL [default: beside the benchmark file]."),
@@ -105,7 +118,7 @@ def bridge() -> None:
 @click.option("--all", "everything", is_flag=True, help="No limit: all results within the look-back.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, refused and skipped; send and record nothing.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a result was refused, too.")
-@_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
+@_options("source", "benchmark_db", "api_url", "api_key", "ledger", "config", "json")
 @click.pass_context
 def sync(
     ctx: click.Context,
@@ -117,6 +130,7 @@ def sync(
     dry_run: bool,
     strict: bool,
     as_json: bool,
+    source: str | None,
     **given: Any,
 ) -> None:
     """Send what is new: high-priority models first, then oldest first.
@@ -131,15 +145,15 @@ def sync(
     if everything and limit is not None:
         raise click.UsageError("--all and --limit contradict each other: give one of them.")
     request = SyncRequest(kind="cli", model=model, days=days, limit=0 if everything else limit, dry_run=dry_run)
-    ctx.exit(_exit_code(_carry_out(ctx, given, request, as_json), strict))
+    ctx.exit(exit_code(_carry_out(ctx, given, request, source, as_json), strict))
 
 
 @bridge.command(short_help="Show where every result is.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="F", help="Write it to this file.")
 @click.option("--format", "kind", type=click.Choice(["json", "csv", "markdown", "text"]), help="Default: by the file's ending, else text.")
-@_options("benchmark_db", "ledger", "config", "json")
+@_options("source", "benchmark_db", "ledger", "config", "json")
 @click.pass_context
-def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json: bool, **given: Any) -> None:
+def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json: bool, source: str | None, **given: Any) -> None:
     """Show where every result is: the accounting, coverage, refusals, last runs."""
     from benchbridge_plugin import report as reports
 
@@ -148,7 +162,7 @@ def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json
     endings = {".json": "json", ".csv": "csv", ".md": "markdown"}
     chosen = "json" if as_json else kind or (endings.get(output.suffix.lower(), "text") if output else "text")
     with _bridge(ctx, given) as bridge:
-        built = bridge.generate_report()
+        built = bridge.generate_report(source=source)
     rendered = reports.render(built, chosen)
     if output is None:
         click.echo(rendered, nl=False)
@@ -174,12 +188,12 @@ def service(ctx: click.Context, /, log_file: str | None, **given: Any) -> None:
     _configure_logging(config, log_file)
 
     logger = logging.getLogger("benchbridge_plugin.service")
-    with _open(config) as bridge, _stoppable() as stopping:
+    with _open(config) as bridge, stoppable() as stopping:
         bridge.require_source(readable=False)
         bridge.start()
         logger.info(
             "service started: %s to %s every %g minutes",
-            config.benchmark_db_path,
+            config.files.label,
             redact_url(config.predictive_api_url),
             bridge.schedule()["interval_minutes"],
         )
@@ -220,50 +234,36 @@ def doctor(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
         for finding in findings:
-            click.echo(f"{finding.level:<7}  {finding.part:<14}  {_plain(finding.message)}")
+            click.echo(f"{finding.level:<7}  {finding.part:<14}  {plain(finding.message)}")
             if finding.guidance:
-                click.echo(f"{'':<25}  {_plain(finding.guidance)}")
+                click.echo(f"{'':<25}  {plain(finding.guidance)}")
     ctx.exit(next((finding.exit_code for finding in findings if finding.level == "error"), 0))
 
 
 @bridge.command(short_help="Compare the ledger with the predictive API.")
 @click.option("--repair", is_flag=True, help="Put what is missing back to pending; the next sync sends it.")
-@_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
+@_options("source", "benchmark_db", "api_url", "api_key", "ledger", "config", "json")
 @click.pass_context
-def verify(ctx: click.Context, /, repair: bool, as_json: bool, **given: Any) -> None:
+def verify(ctx: click.Context, /, repair: bool, as_json: bool, source: str | None, **given: Any) -> None:
     """Compare the ledger with the predictive API: what is missing there, doubled, or foreign (ours, but not of this ledger).
 
     Exit code 1 when something is missing or doubled, or the API cannot say. Foreign measurements are no fault: other ledgers may send there too.
     """
     with _bridge(ctx, given) as bridge:
         bridge.require_source()
-        found = bridge.verify(repair=repair)
+        found = bridge.verify(repair=repair, source=source)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        click.echo(f"{_count(found.checked, 'delivered result')} checked.")
-        click.echo(f"missing:  {len(found.missing)}{_some(found.missing)}")
-        if found.doubled is None or found.foreign is None:
-            click.echo(f"doubled, foreign: cannot be told. {_plain(found.note)}")
-        else:
-            click.echo(f"doubled:  {len(found.doubled)}{_some(found.doubled)}")
-            click.echo(f"foreign:  {len(found.foreign)}{_some(found.foreign)}")
-        if found.unknown:
-            click.echo(f"unknown:  {found.unknown}")
-        if found.missing:
-            click.echo(
-                f"{found.repaired} put back to pending; send them with: benchbridge sync"
-                if repair
-                else "Send the missing ones again with: benchbridge verify --repair"
-            )
+        print_verification(found, repair=repair)
     ctx.exit(0 if found.clean or (repair and found.repaired == len(found.missing) and not found.doubled and not found.unknown) else 1)
 
 
 @bridge.command(short_help="Rebuild a lost ledger from the predictive API.")
 @click.option("--assume-absent", is_flag=True, help="What the API cannot say counts as not there; the next sync sends it.")
-@_options("benchmark_db", "api_url", "api_key", "ledger", "config", "json")
+@_options("source", "benchmark_db", "api_url", "api_key", "ledger", "config", "json")
 @click.pass_context
-def adopt(ctx: click.Context, /, assume_absent: bool, as_json: bool, **given: Any) -> None:
+def adopt(ctx: click.Context, /, assume_absent: bool, as_json: bool, source: str | None, **given: Any) -> None:
     """Record as delivered what the predictive API already has of the benchmark database. Sends nothing.
 
     For a ledger that was lost or deleted, so that nothing is sent twice. A sync with a new ledger does it by itself where the API would store twice.
@@ -271,23 +271,23 @@ def adopt(ctx: click.Context, /, assume_absent: bool, as_json: bool, **given: An
     """
     from benchbridge_plugin.model import SyncRequest
 
-    summary = _carry_out(ctx, given, SyncRequest(kind="cli", adopt=True, assume_absent=assume_absent), as_json)
-    ctx.exit(_exit_code(summary, False) or int(bool(summary.unknown) and not assume_absent))
+    summary = _carry_out(ctx, given, SyncRequest(kind="cli", adopt=True, assume_absent=assume_absent), source, as_json)
+    ctx.exit(exit_code(summary, False) or int(bool(summary.unknown) and not assume_absent))
 
 
 @bridge.command(short_help="Make waiting results due now.")
 @click.option("--rejected", is_flag=True, help="Bring refused results back, too.")
 @click.option("--model", metavar="M", help="Only results of this model.")
 @click.option("--reason", metavar="CODE", help="Only results with this reason code.")
-@_options("benchmark_db", "ledger", "config")
+@_options("source", "benchmark_db", "ledger", "config")
 @click.pass_context
-def retry(ctx: click.Context, /, rejected: bool, model: str | None, reason: str | None, **given: Any) -> None:
+def retry(ctx: click.Context, /, rejected: bool, model: str | None, reason: str | None, source: str | None, **given: Any) -> None:
     """Make results that wait for another attempt due now, those that were given up included. The next sync sends them."""
     with _bridge(ctx, given) as bridge:
         bridge.require_source()
-        count = bridge.retry(rejected=rejected, model=model, reason=reason)
+        count = bridge.retry(rejected=rejected, model=model, reason=reason, source=source)
     if count:
-        click.echo(f"{_count(count, 'result')} due now. Send with: benchbridge sync")
+        click.echo(f"{count_of(count, 'result')} due now. Send with: benchbridge sync")
     else:
         click.echo("No result matches." if rejected else "No result waits for another attempt. Refused ones come back with --rejected.")
 
@@ -296,9 +296,11 @@ def retry(ctx: click.Context, /, rejected: bool, model: str | None, reason: str 
 @click.option("--state", type=click.Choice(_STATES), metavar="S", help=f"Only this state: {', '.join(_STATES)}.")
 @click.option("--model", metavar="M", help="Only results of this model.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Show at most N (with --json: all).")
-@_options("benchmark_db", "ledger", "config", "json")
+@_options("source", "benchmark_db", "ledger", "config", "json")
 @click.pass_context
-def results(ctx: click.Context, /, state: str | None, model: str | None, limit: int, as_json: bool, **given: Any) -> None:
+def results(
+    ctx: click.Context, /, state: str | None, model: str | None, limit: int, as_json: bool, source: str | None, **given: Any
+) -> None:
     """List single results with their place and reason."""
     from benchbridge_plugin import report as reports
     from benchbridge_plugin.bridge import result_as_json
@@ -312,7 +314,7 @@ def results(ctx: click.Context, /, state: str | None, model: str | None, limit: 
             cursor, first = None, True
             click.echo("[", nl=False)
             while True:
-                page = bridge.results(state=chosen, model=model, limit=1_000, cursor=cursor)
+                page = bridge.results(state=chosen, model=model, limit=1_000, cursor=cursor, source=source)
                 for row in page.rows:
                     click.echo(("\n" if first else ",\n") + json.dumps(result_as_json(row)), nl=False)
                     first = False
@@ -320,9 +322,10 @@ def results(ctx: click.Context, /, state: str | None, model: str | None, limit: 
                     break
             click.echo("\n]" if not first else "]")
             return
-        page = bridge.results(state=chosen, model=model, limit=limit)
-        untouched = bridge.accounting()["pending"] if state in (None, "pending") else 0
-    columns = ("result_id", "state", "model", "hardware", "attempts", "reason_code", "reason")
+        page = bridge.results(state=chosen, model=model, limit=limit, source=source)
+        untouched = bridge.accounting(source=source)["pending"] if state in (None, "pending") else 0
+        several = ("source",) if bridge.accountings() is not None else ()
+    columns = (*several, "result_id", "state", "model", "hardware", "attempts", "reason_code", "reason")
     if page.rows:
         click.echo(reports.table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in page.rows]))
     else:
@@ -330,7 +333,7 @@ def results(ctx: click.Context, /, state: str | None, model: str | None, limit: 
     if page.next_cursor:
         click.echo("... and more: --limit shows more of them, --json all.", err=True)
     if untouched:
-        click.echo(f"{_count(untouched, 'result')} pending; those that no sync took up yet are not listed one by one.", err=True)
+        click.echo(f"{count_of(untouched, 'result')} pending; those that no sync took up yet are not listed one by one.", err=True)
 
 
 def main() -> None:
@@ -417,121 +420,19 @@ def _configure_logging(config: BridgeConfig, log_file: str | None, *, quiet: boo
         raise ConfigError(f"logging.format cannot be used: {error}.", guidance="docs/configuration.md has one that can.") from None
 
 
-class _Stop:
-    """Set by SIGTERM or Ctrl-C; callable, as the engine asks for it. A pipe, because a handler may not wait for the lock of an event."""
-
-    def __init__(self) -> None:
-        self._set = False
-        self._told, self._tell = os.pipe()
-
-    def __call__(self) -> bool:
-        return self._set
-
-    def set(self) -> None:
-        self._set = True
-        os.write(self._tell, b"!")
-
-    def wait(self) -> None:
-        os.read(self._told, 1)
-
-    def close(self) -> None:
-        os.close(self._told)
-        os.close(self._tell)
-
-
-@contextmanager
-def _stoppable() -> Iterator[_Stop]:
-    """Let SIGTERM and Ctrl-C end the work in hand cleanly; a second Ctrl-C ends it at once."""
-    stop = _Stop()
-
-    def ask(number: int, _frame: object) -> None:
-        if stop() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not stop():
-            stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        stop.close()
-
-
-def _carry_out(ctx: click.Context, given: dict[str, Any], request: SyncRequest, as_json: bool) -> RunSummary:
+def _carry_out(ctx: click.Context, given: dict[str, Any], request: SyncRequest, source: str | None, as_json: bool) -> RunSummary:
     """One run with its progress on standard error and its end on standard output."""
     from benchbridge_plugin.console import progress_shown
 
-    with _bridge(ctx, given, leave_no_ledger=request.dry_run) as bridge, _stoppable() as stopping:
+    with _bridge(ctx, given, leave_no_ledger=request.dry_run) as bridge, stoppable() as stopping:
         bridge.require_source()
         with progress_shown(sys.stderr) as progress:
-            summary = bridge.sync(request, progress=progress, stopping=stopping)
+            summary = bridge.sync(request, source=source, progress=progress, stopping=stopping)
         if as_json:
-            click.echo(json.dumps(_as_json(summary), indent=2))
+            click.echo(json.dumps(as_json_of(summary), indent=2))
         else:
-            _print_summary(summary, bridge)
+            print_summary(summary, bridge, source)
     return summary
-
-
-def _print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBridge) -> None:
-    from benchbridge_plugin.report import table
-
-    if summary.error_code is None:
-        click.echo(_plain(summary.message))
-    else:
-        click.echo(f"Error: {_plain(summary.message)}", err=True)
-        click.echo(f"       {_plain(summary.guidance)}", err=True)
-    if summary.state == "stopped":
-        click.echo("Stopped as asked. What was not sent is pending; the next sync goes on from there.")
-    if summary.reasons:
-        click.echo()
-        click.echo(
-            table(["reason", "results"], [[name, count] for name, count in sorted(summary.reasons.items(), key=lambda item: -item[1])])
-        )
-    if summary.dry_run:
-        return
-    accounting = bridge.accounting()
-    if accounting["compared_at"] is None:  # it did not get as far as the file, and zeros would look like an empty one
-        return
-    names = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
-    click.echo()
-    click.echo(
-        table(["total", *(name.replace("_", " ") for name in names)], [[accounting["total"], *(accounting[name] for name in names)]])
-    )
-    if accounting["rejected"]:
-        click.echo("\nWhy results were refused: benchbridge results --state rejected")
-    if accounting["pending"] and summary.error_code is None and summary.state != "stopped":
-        click.echo(f"\nStill pending: {accounting['pending']:,}. Send all of them with: benchbridge sync --all")
-
-
-def _as_json(summary: RunSummary) -> dict[str, Any]:
-    from benchbridge_plugin.report import run_as_json
-
-    return {"success": summary.error_code is None and summary.failed == 0, **run_as_json(summary.as_dict())}
-
-
-def _exit_code(summary: RunSummary, strict: bool) -> int:
-    from benchbridge_plugin.errors import exit_code_of
-
-    if summary.error_code is not None:
-        return exit_code_of(summary.error_code)
-    if summary.failed or summary.state == "stopped":
-        return 1
-    return 1 if strict and summary.rejected else 0
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _some(names: Any) -> str:
-    return f"  ({', '.join(_plain(name) for name in names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere without control characters, so that it cannot steer a terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from benchbridge_plugin.model import Progress
+from benchbridge_plugin.model import FileProgress, Progress
 
 _LINE_EVERY_S = 5.0
 
@@ -36,17 +36,23 @@ def progress_shown(stream: TextIO, *, clock: Callable[[], float] = time.monotoni
 
 def _sentence(progress: Progress, elapsed_s: float) -> str:
     share = f"{progress.done} of {progress.planned}"
+    where = f"{_file_of(progress)}: " if _file_of(progress) else ""
     if progress.phase != "sending":
-        return f"{progress.phase}: {share} results"
+        return f"{where}{progress.phase}: {share} results"
     rate = progress.done / elapsed_s if elapsed_s > 0 else 0.0
-    return (
-        f"sending: {share} results ({progress.synced} synced, {progress.rejected} refused, {progress.failed} to be retried), {rate:.0f}/s"
-    )
+    return f"{where}sending: {share} results ({progress.synced} synced, {progress.rejected} refused, {progress.failed} to be retried), {rate:.0f}/s"
+
+
+def _file_of(progress: Progress) -> str:
+    """Of several benchmark files the one that it is about, as a terminal can show it."""
+    name = progress.source if isinstance(progress, FileProgress) else ""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 @contextmanager
 def _bar(stream: TextIO) -> Iterator[Callable[[Progress], object]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -61,17 +67,17 @@ def _bar(stream: TextIO) -> Iterator[Callable[[Progress], object]]:
     )
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("starting", total=None, rate="")
-        phase = ""
+        phase = ("", "")
 
         def show(progress: Progress) -> None:
             nonlocal phase
-            if progress.phase != phase:  # another kind of work: the speed so far says nothing about it
-                phase = progress.phase
+            if (_file_of(progress), progress.phase) != phase:  # another kind of work: the speed so far says nothing about it
+                phase = (_file_of(progress), progress.phase)
                 bar.reset(task, rate="")
             speed = bar.tasks[0].speed
             bar.update(
                 task,
-                description=progress.phase,
+                description=escape(" ".join(filter(None, phase))),
                 completed=progress.done,
                 total=progress.planned or None,
                 rate=f"{speed:.0f}/s" if speed else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -14,8 +14,10 @@ from benchbridge_plugin._version import __version__
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError
+from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.model import CONTRACT_HARDWARE, SyncRequest
 
+_ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
 
 
@@ -51,7 +53,8 @@ def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
             source = _source(bridge)
             sink = _sink(bridge, settings)
             findings += [*source, _ledger(settings), *sink]
-            if all(finding.level != "error" for finding in [*source, *sink]):
+            readable = any(finding.level == "ok" for finding in source)
+            if readable and all(finding.level != "error" for finding in sink):
                 findings += _forecast(bridge)
     return findings
 
@@ -67,21 +70,50 @@ def _versions() -> Finding:
 
 def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     try:
+        each = bridge.roles_of_each()
+        if each is not None:
+            return _sources(bridge, each)
         roles = bridge.source_roles()
     except BridgeError as error:
         return [_bad("benchmark db", error)]
-    findings = [Finding("ok", "benchmark db", f"{bridge.config.benchmark_db_path} is readable; roles found: {', '.join(sorted(roles))}")]
-    for role, setting in (("precision", "default_precision"), ("batch_size", "default_batch_size")):
+    findings = [Finding("ok", "benchmark db", f"{bridge.config.files.label} is readable; roles found: {', '.join(sorted(roles))}")]
+    for role, setting in _ASSUMABLE:
         if role not in roles and getattr(bridge.config, setting) is None:
-            findings.append(
-                Finding(
-                    "warning",
-                    "benchmark db",
-                    f"it has no column for {role}; results are refused unless their metrics state it",
-                    f"Set {setting} if all such results share one.",
-                )
-            )
+            findings.append(_without(role, setting, "it has"))
     return findings
+
+
+def _sources(
+    bridge: BenchmarkPredictivePerformanceBridge, each: Sequence[tuple[BenchmarkFile, Mapping[str, str] | BridgeError]]
+) -> list[Finding]:
+    """Of several files: what can be read in one line, what cannot in one each."""
+    if not each:
+        nothing = bridge.config.files.nothing_found()
+        return [Finding("warning", "benchmark db", nothing.message, nothing.guidance)]
+    readable = [(file, roles) for file, roles in each if not isinstance(roles, BridgeError)]
+    findings = [_bad("benchmark db", found) for _, found in each if isinstance(found, BridgeError)]
+    if readable:
+        named = [file.name for file, _ in readable]
+        message = f"{len(readable)} of {len(each)} benchmark files are readable: {_listed(named)}"
+        findings.insert(0, Finding("ok", "benchmark db", message))
+    for role, setting in _ASSUMABLE:
+        lacking = [file.name for file, roles in readable if role not in roles]
+        if lacking and getattr(bridge.config, setting) is None:
+            findings.append(_without(role, setting, f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}"))
+    return findings
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _without(role: str, setting: str, who: str) -> Finding:
+    return Finding(
+        "warning",
+        "benchmark db",
+        f"{who} no column for {role}; results are refused unless their metrics state it",
+        f"Set {setting} if all such results share one.",
+    )
 
 
 def _ledger(config: BridgeConfig) -> Finding:
@@ -167,11 +199,12 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
         summary = bridge.sync(SyncRequest(kind="doctor", days=0, limit=0, dry_run=True))
     except BridgeError as error:
         return [_bad("results", error)]
+    whole = "all files" if bridge.config.files.several else "the whole file"
     findings = [
         Finding(
             "ok",
             "results",
-            f"of the whole file {summary.synced} could be sent, {summary.rejected} would be refused, {summary.skipped} are skipped on purpose",
+            f"of {whole} {summary.synced} could be sent, {summary.rejected} would be refused, {summary.skipped} are skipped on purpose",
         )
     ]
     reasons = [f"{code} ({count})" for code, count in sorted(summary.reasons.items(), key=lambda item: -item[1])]

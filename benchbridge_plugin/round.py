@@ -86,7 +86,7 @@ def sync_all(
             error = None if request.dry_run else feed.refresh()
             note(feed, _of_error(error, request, began) if error else _without_run(request, began, message=_LIMIT_REACHED))
         else:
-            summary = _run(feed, replace(request, limit=left), patience_s, watch, began)
+            summary = _run(feed, replace(request, limit=left if limit else 0), patience_s, watch, began)
             left -= _handed_over(summary)
             down = summary if summary.error_code in _NOBODY_ANSWERS else None
             note(feed, summary)

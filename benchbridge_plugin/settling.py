@@ -58,6 +58,7 @@ class Settler:
         self._settle_after_s = settle_after_s
         self._max_attempts = max_attempts
         self._sleep = sleep
+        self._began = ledger.now()  # with us the wait for others began: once, however many files are taken up one after the other
 
     def settle(
         self,
@@ -115,7 +116,7 @@ class Settler:
         """
         new = plan.candidates.filter(plan.candidates.column("is_new"))
         if len(new):  # whoever had the lost ledger may have died just now, with requests under way
-            self._wait(self._settle_after_s, stopping)
+            self._wait(min(self._began + self._settle_after_s - self._ledger.now(), self._settle_after_s), stopping)
         adopted = unknown = 0
         for start in range(0, len(new), _PAGE):
             if stopping():

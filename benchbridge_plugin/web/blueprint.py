@@ -21,7 +21,7 @@ from benchbridge_plugin.web.openapi import document
 PREFIX = "/api/bridge"
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
-_CURSOR = re.compile(r"[0-9a-f]{32}\..{1,867}", re.DOTALL)
+_CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 
@@ -31,6 +31,13 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
     keys = KeyRing(bridge.config, bridge.key_path)
     problems.install(routes)
+
+    def source_of(given: dict[str, Any]) -> str | None:
+        """The source that is asked for, taken out of the arguments."""
+        name: str | None = given.pop("source", None)
+        if name is not None and name not in (names := bridge.source_names()):
+            raise InvalidArgument(f"There is no source {name[:100]!r}.", guidance=f"There are: {', '.join(names[:20]) or 'none yet'}.")
+        return name
 
     @routes.before_request
     def guard() -> Response | None:
@@ -59,16 +66,17 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     @routes.post("/sync")
     def sync() -> ResponseReturnValue:
-        given = body(request, {"model": str, "days": int, "limit": int, "dry_run": bool, "wait": bool})
+        given = body(request, {"source": str, "model": str, "days": int, "limit": int, "dry_run": bool, "wait": bool})
         within(given, "days", 0, 100_000)
         within(given, "limit", 0)
         if given.get("model") == "":
             raise InvalidArgument("model must be a name.", guidance="Leave it out to take all models.")
         wait = given.pop("wait", False)
+        source = source_of(given)
         asked = SyncRequest(kind="http", **given)
         if asked.dry_run:
-            return jsonify(reports.run_as_json(bridge.sync(asked).as_dict()))
-        run_id, joined = bridge.start_sync(asked)
+            return jsonify(reports.run_as_json(bridge.sync(asked, source=source).as_dict()))
+        run_id, joined = bridge.start_sync(asked, source=source)
         location = {"Location": url_for("benchbridge.run", run_id=run_id)}
         if not wait:
             return jsonify({"run_id": run_id, "joined": joined, "state": "running"}), 202, location
@@ -77,11 +85,13 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     @routes.get("/runs")
     def runs() -> ResponseReturnValue:
-        given = query(request, {"limit": int, "before": int})
+        given = query(request, {"limit": int, "before": int, "source": str})
         within(given, "limit", 1, 1_000)
         limit = given.get("limit", 20)
-        found = bridge.runs(limit=limit + 1, before=given.get("before"))
-        following = url_for("benchbridge.runs", limit=limit, before=found[limit - 1]["run_id"]) if len(found) > limit else None
+        source = source_of(given)
+        found = bridge.runs(limit=limit + 1, before=given.get("before"), source=source)
+        again: dict[str, Any] = {"limit": limit} if source is None else {"limit": limit, "source": source}
+        following = url_for("benchbridge.runs", **again, before=found[limit - 1]["run_id"]) if len(found) > limit else None
         return jsonify({"runs": found[:limit], "next": following})
 
     @routes.get("/runs/<int:run_id>")
@@ -93,19 +103,21 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     @routes.get("/report")
     def report() -> ResponseReturnValue:
-        kind = query(request, {"format": str}).get("format", "json")
+        given = query(request, {"format": str, "source": str})
+        kind = given.get("format", "json")
         if kind not in reports.FORMATS:
             raise InvalidArgument(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(reports.FORMATS)}.")
-        return Response(reports.render(bridge.generate_report(), kind), content_type=reports.FORMATS[kind])
+        return Response(reports.render(bridge.generate_report(source=source_of(given)), kind), content_type=reports.FORMATS[kind])
 
     @routes.get("/results")
     def results() -> ResponseReturnValue:
-        given = query(request, {"state": str, "model": str, "hardware": str, "limit": int, "cursor": str})
+        given = query(request, {"state": str, "model": str, "hardware": str, "limit": int, "cursor": str, "source": str})
         within(given, "limit", 1, 1_000)
-        if "cursor" in given and not _CURSOR.fullmatch(given["cursor"]):
+        match = _CURSOR.fullmatch(given.get("cursor", ""))
+        if "cursor" in given and (match is None or bool(match[1]) != bridge.config.files.several):
             raise InvalidArgument("cursor is not one that this route gave.", guidance="Take it from `next` of the page before.")
         state = _state(given.pop("state", None))
-        page = bridge.results(state=state, **given)
+        page = bridge.results(state=state, source=source_of(given), **given)
         again: dict[str, Any] = {**request.args.to_dict(), "cursor": page.next_cursor}
         return jsonify(
             {
@@ -116,12 +128,16 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     @routes.post("/results/retry")
     def retry() -> ResponseReturnValue:
-        given = body(request, {"state": str, "model": str, "reason": str, "result_ids": list})
+        given = body(request, {"source": str, "state": str, "model": str, "reason": str, "result_ids": list})
         state = given.get("state", "retrying")
         if state not in ("retrying", "rejected"):
             raise InvalidArgument("state must be retrying or rejected.", guidance="Only waiting and refused results can be retried.")
         count = bridge.retry(
-            rejected=state == "rejected", model=given.get("model"), reason=given.get("reason"), result_ids=given.get("result_ids")
+            rejected=state == "rejected",
+            model=given.get("model"),
+            reason=given.get("reason"),
+            result_ids=given.get("result_ids"),
+            source=source_of(given),
         )
         return jsonify({"retried": count, "note": "They are sent by the next sync."})
 
@@ -141,8 +157,8 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     @routes.post("/verify")
     def verify() -> ResponseReturnValue:
-        given = body(request, {"repair": bool})
-        return jsonify(bridge.verify(repair=given.get("repair", False)).as_dict())
+        given = body(request, {"repair": bool, "source": str})
+        return jsonify(bridge.verify(repair=given.get("repair", False), source=source_of(given)).as_dict())
 
     @routes.get("/health")
     def health() -> ResponseReturnValue:

@@ -13,6 +13,7 @@ from benchbridge_plugin.web.arguments import LONGEST_ITEM, MOST_ITEMS
 _Schema = Mapping[str, Any]
 
 _TEXT: _Schema = {"type": "string", "minLength": 1, "maxLength": 1000, "pattern": "^[^\\u0000]+$"}
+_SOURCE: _Schema = {**_TEXT, "description": "the name of one benchmark file; left out: all of them"}
 _COUNT: _Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _PAGE: _Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
 _FLAG: _Schema = {"type": "boolean"}
@@ -24,11 +25,17 @@ def document() -> dict[str, Any]:
     states = list(STATE_NAMES.values())
     problem = _reference("Problem")
     routes = {
-        "/status": {"get": _route("Connections, schedule, lease, last run, accounting, version", answers={200: _OBJECT})},
+        "/status": {
+            "get": _route(
+                "Connections, schedule, lease, last run, accounting, version; of several benchmark files each in `sources`",
+                answers={200: _OBJECT},
+            )
+        },
         "/sync": {
             "post": _route(
                 "Start a sync, or join the one that is running",
                 body={
+                    "source": _SOURCE,
                     "model": _TEXT,
                     "days": {"type": "integer", "minimum": 0, "maximum": 100_000},
                     "limit": _COUNT,
@@ -41,7 +48,7 @@ def document() -> dict[str, Any]:
         "/runs": {
             "get": _route(
                 "The runs, newest first",
-                query={"limit": _PAGE, "before": {"type": "integer", "minimum": -(2**53), "maximum": 2**53}},
+                query={"limit": _PAGE, "before": {"type": "integer", "minimum": -(2**53), "maximum": 2**53}, "source": _SOURCE},
                 answers={200: _listing("runs"), 422: problem},
             )
         },
@@ -50,8 +57,8 @@ def document() -> dict[str, Any]:
         },
         "/report": {
             "get": _route(
-                "The report: accounting, coverage, refusals, last runs",
-                query={"format": {"type": "string", "enum": list(FORMATS)}},
+                "The report: accounting, coverage, refusals, last runs; of several benchmark files each in `sources`",
+                query={"format": {"type": "string", "enum": list(FORMATS)}, "source": _SOURCE},
                 answers={
                     200: {kind.partition(";")[0]: _OBJECT if kind == "application/json" else {} for kind in FORMATS.values()},
                     422: problem,
@@ -69,9 +76,10 @@ def document() -> dict[str, Any]:
                     "cursor": {
                         "type": "string",
                         "maxLength": 900,
-                        "pattern": "^[0-9a-f]{32}\\.[^\\u0000]+$",
-                        "description": "from `next` of the page before",
+                        "pattern": "^([0-9]{1,9}:)?[0-9a-f]{32}\\.[^\\u0000]+$",
+                        "description": "from `next` of the page before; over several benchmark files it begins with the number of a source",
                     },
+                    "source": _SOURCE,
                 },
                 answers={200: _listing("results"), 422: problem},
             )
@@ -80,6 +88,7 @@ def document() -> dict[str, Any]:
             "post": _route(
                 "Make waiting results due now; with state=rejected bring refused ones back",
                 body={
+                    "source": _SOURCE,
                     "state": {"type": "string", "enum": ["retrying", "rejected"]},
                     "model": _TEXT,
                     "reason": _TEXT,
@@ -103,7 +112,7 @@ def document() -> dict[str, Any]:
         "/verify": {
             "post": _route(
                 "Compare ledger and sink: what is missing, doubled or foreign",
-                body={"repair": _FLAG},
+                body={"repair": _FLAG, "source": _SOURCE},
                 answers={200: _OBJECT, 400: problem, 409: problem, 413: problem, 415: problem, 422: problem, 502: problem},
             )
         },
