@@ -216,6 +216,7 @@ class BenchmarkPredictivePerformanceBridge:
         connections = self.connections()
         roster = parts.roster()
         runs = roster.runs(limit=1)
+        accountings = roster.accountings()
         status = {
             "version": __version__,
             "source": roster.label if roster.only is None else roster.only.name,
@@ -224,10 +225,10 @@ class BenchmarkPredictivePerformanceBridge:
             "schedule": self.schedule(),
             "lease": lease_as_json(roster.lease_holder()),
             "last_run": runs[0] if runs else None,
-            "accounting": reports.accounting_as_json(roster.accounting()),
+            "accounting": reports.accounting_as_json(roster.total_of(accountings)),
             "config": self.config.redacted(),
         }
-        return {**status, "sources": roster.sources()} if roster.several else status
+        return {**status, "sources": roster.sources(accountings)} if roster.several else status
 
     def source_names(self) -> list[str]:
         """The names of the sources there are now."""

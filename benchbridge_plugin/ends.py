@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ class Ends:
         self._lock = threading.Lock()
         self._sink: Sink | None = None
         self._checks: dict[str, Future[dict[str, object]]] = {}
+        self._closing = threading.Event()
         self._sources: dict[str, BenchmarkSource] = {}
         self._seen: dict[str, tuple[str, Mapping[str, str]]] = {}  # of several files: the roles found, and the signature they were found at
         self._judged: tuple[DuckDBPyConnection | None, dict[str, bool]] = (None, {})  # the last one offered, and which files it has open
@@ -103,6 +105,10 @@ class Ends:
 
     def close(self) -> None:
         """Let go of connections. May be repeated."""
+        self._closing.set()
+        if self.files.several and (look := self._checks.get("benchmark_db")) is not None:
+            with suppress(TimeoutError):  # a process must not end while a thread of it is inside DuckDB
+                look.result(CHECK_TIMEOUT_S)
         if self._sink is not None:
             self._sink.close()
 
@@ -133,6 +139,8 @@ class Ends:
         """All files that are there now, each by name. One that is as it was when it was read is not opened again."""
         looks = []
         for file in self.files.look({}):
+            if self._closing.is_set():
+                break
             shown: dict[str, object] = {"source": file.name, "path": file.path, "ok": True}
             found = self.roles_or_error(file)
             if isinstance(found, (SourceError, ConfigError)):

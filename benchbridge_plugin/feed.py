@@ -102,9 +102,6 @@ class Feed:
     def lease_holder(self) -> LeaseHolder | None:
         return self._ledger.leases.holder(self.name)
 
-    def last_run(self) -> dict[str, Any] | None:
-        return next((self.shown(run) for run in self._ledger.runs.history(self.source_id, limit=1)), None)
-
     def find_run(self, run_id: int) -> dict[str, Any] | None:
         found = self._ledger.runs.get(self.source_id, run_id)
         return None if found is None else self.shown(found)

@@ -56,7 +56,8 @@ def accounting_as_json(accounting: Accounting) -> dict[str, Any]:
 def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -> dict[str, Any]:
     """The report as JSON values. `note` says what the reader should know about it, for example that the benchmark file is busy."""
     accounting = ledger.accounts.accounting(source_id)
-    coverage = ledger.accounts.coverage(source_id)
+    counted = counts(ledger, source_id)
+    coverage = counted["coverage"]
     return {
         "generated_at": iso(ledger.now()),
         "source": source_name,
@@ -67,11 +68,18 @@ def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -
         "sync_percentage": percentage(accounting.delivered, accounting.total),
         "model_coverage": coverage_by(coverage, "model"),
         "hardware_coverage": coverage_by(coverage, "hardware"),
-        "coverage": coverage,
-        "refusals": ledger.accounts.refusals(source_id),
-        "quality": ledger.accounts.quality(source_id),
+        **counted,
         "sync_history": [run_as_json(run) for run in ledger.runs.history(source_id, limit=_RUNS_SHOWN)],
         "accounting": accounting_as_json(accounting),
+    }
+
+
+def counts(ledger: Ledger, source_id: int) -> dict[str, Any]:
+    """What is counted over the rows of a source."""
+    return {
+        "coverage": ledger.accounts.coverage(source_id),
+        "refusals": ledger.accounts.refusals(source_id),
+        "quality": ledger.accounts.quality(source_id),
     }
 
 

@@ -99,12 +99,15 @@ class Roster:
         return self.ledger.accounts.accountings([feed.source_id for feed in self.feeds])
 
     def accounting(self) -> Accounting:
-        found = self.accountings()
-        return found[self.only.source_id] if self.only is not None else accounting_total(found.values())
+        return self.total_of(self.accountings())
+
+    def total_of(self, accountings: Mapping[int, Accounting]) -> Accounting:
+        return accountings[self.only.source_id] if self.only is not None else accounting_total(accountings.values())
 
     def lease_holder(self) -> LeaseHolder | None:
         """Who holds the lease; of several files the first that is held."""
-        return next((holder for feed in self.feeds if (holder := feed.lease_holder()) is not None), None)
+        held = self.ledger.leases.holders([feed.name for feed in self.feeds])
+        return next((held[feed.name] for feed in self.feeds if feed.name in held), None)
 
     def running(self) -> list[Feed]:
         """The feeds that somebody is at with a run, in whatever process."""
@@ -159,60 +162,55 @@ class Roster:
 
     def _summed(self, errors: Mapping[int, BridgeError | None]) -> dict[str, Any]:
         accountings = self.accountings()
-        parts = []
-        for feed in self.feeds:
-            error = errors.get(feed.source_id) or feed.file.error
-            said = self._said(feed, accountings[feed.source_id], error)
-            parts.append((said, feed.report_as_it_is()))
+        said = self.sources(accountings, errors)
         bare: dict[str, Any] = {"coverage": [], "refusals": [], "quality": {}}
-        parts += [(self._said_of_refused(file), bare) for file in self.refused]
-        unread = [said["name"] for said, _ in parts if said["note"]]
+        counted = [reports.counts(self.ledger, feed.source_id) for feed in self.feeds] + [bare for _ in self.refused]
+        unread = [part["name"] for part in said if part["note"]]
         note = (
-            f"{len(unread)} of {len(parts)} benchmark files could not be compared: {', '.join(unread[:5])}{', ...' if unread[5:] else ''}."
+            f"{len(unread)} of {len(said)} benchmark files could not be compared: {', '.join(unread[:5])}{', ...' if unread[5:] else ''}."
         )
         shown = {
             "generated_at": reports.iso(self.ledger.now()),
             "source": self.label,
-            "note": note if unread else "" if parts else self.nothing_found().message,
+            "note": note if unread else "" if said else self.nothing_found().message,
             "sync_history": self.runs(limit=_RUNS_SHOWN),
             "accounting": reports.accounting_as_json(accounting_total(accountings.values())),
         }
-        return report_total(parts, shown)
+        return report_total(list(zip(said, counted, strict=True)), shown)
 
-    def sources(self) -> list[dict[str, Any]]:
-        """What /status says of each of several files."""
-        accountings = self.accountings()
-        return [
-            *(self._said(feed, accountings[feed.source_id], feed.file.error) for feed in self.feeds),
-            *map(self._said_of_refused, self.refused),
-        ]
+    def sources(
+        self, accountings: Mapping[int, Accounting], errors: Mapping[int, BridgeError | None] | None = None
+    ) -> list[dict[str, Any]]:
+        """What is said of each of several files: its accounting, its last run, who is at it, and (`errors`, by source) what is wrong with it.
 
-    def _said(self, feed: Feed, accounting: Accounting, error: BridgeError | None) -> dict[str, Any]:
-        holder = feed.lease_holder()
-        return {
-            "name": feed.name,
-            "path": feed.file.path,
-            "note": "" if error is None else error.message,
-            "error_code": None if error is None else error.code,
-            "accounting": reports.accounting_as_json(accounting),
-            "last_run": feed.last_run(),
-            "lease": lease_as_json(holder),
-        }
-
-    @staticmethod
-    def _said_of_refused(file: BenchmarkFile) -> dict[str, Any]:
-        return {
-            "name": file.name,
-            "path": file.path,
-            "note": "" if file.error is None else file.error.message,
-            "error_code": None if file.error is None else file.error.code,
-            "accounting": reports.accounting_as_json(Accounting()),
-            "last_run": None,
-            "lease": None,
-        }
+        `accountings`: of all feeds; a total that stands beside this has to be made of the same ones.
+        """
+        ids = [feed.source_id for feed in self.feeds]
+        runs = self.ledger.runs.last(ids)
+        held = self.ledger.leases.holders([feed.name for feed in self.feeds])
+        said = []
+        for feed in self.feeds:
+            error = (errors or {}).get(feed.source_id) or feed.file.error
+            last = feed.shown(runs[feed.source_id]) if feed.source_id in runs else None
+            said.append(_said(feed.file, error, accountings[feed.source_id], last, held.get(feed.name)))
+        return said + [_said(file, file.error, Accounting(), None, None) for file in self.refused]
 
     def _named(self, feed: Feed, run: dict[str, Any]) -> dict[str, Any]:
         return run if self.only is not None else {"source": feed.name, **run}
+
+
+def _said(
+    file: BenchmarkFile, error: BridgeError | None, accounting: Accounting, last_run: Mapping[str, Any] | None, holder: LeaseHolder | None
+) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "path": file.path,
+        "note": "" if error is None else error.message,
+        "error_code": None if error is None else error.code,
+        "accounting": reports.accounting_as_json(accounting),
+        "last_run": last_run,
+        "lease": lease_as_json(holder),
+    }
 
 
 def lease_as_json(holder: LeaseHolder | None) -> dict[str, Any] | None:

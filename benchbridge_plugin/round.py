@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 from benchbridge_plugin.errors import BridgeError, LeaseBusy, LedgerError, SinkDenied, SinkUnreachable
 from benchbridge_plugin.feed import Feed, Watch
@@ -46,10 +47,15 @@ class Turn:
             self._lock.release()
 
 
-def in_turn(feeds: Sequence[Feed], last_runs: Mapping[int, int]) -> list[Feed]:
+def in_turn(feeds: Sequence[Feed], last_runs: Mapping[int, Mapping[str, Any]]) -> list[Feed]:
     """The order in which files are taken up: the one whose last run is longest ago first, so that with a limit a large file cannot keep the others
     from theirs. A file that has nothing new has no run, and waits for nothing."""
-    return sorted(feeds, key=lambda feed: (last_runs.get(feed.source_id, 0), feed.name))
+
+    def turn(feed: Feed) -> tuple[int, str]:
+        last = last_runs.get(feed.source_id)
+        return (last["run_id"] if last is not None else 0, feed.name)
+
+    return sorted(feeds, key=turn)
 
 
 def sync_all(

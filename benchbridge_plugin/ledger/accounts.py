@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, or_, select
 
 from benchbridge_plugin.ledger import claims
 from benchbridge_plugin.ledger.leases import CLOCKS_APART_S
@@ -44,8 +44,14 @@ class Accounts:
 
     def accountings(self, source_ids: Sequence[int]) -> dict[int, Accounting]:
         """The same of several sources, all from one snapshot, so that their sums are as true as they are."""
+        by_state = select(standings.c.source_id, standings.c.state, standings.c.results).where(standings.c.source_id.in_(source_ids))
+        states: dict[int, dict[State, int]] = {source_id: {} for source_id in source_ids}
         with self._store.reading() as connection:
-            return {source_id: _accounting(connection, source_id) for source_id in source_ids}
+            rows = connection.execute(select(sources).where(sources.c.source_id.in_(source_ids))).mappings().all()
+            for source_id, state, results in connection.execute(by_state):
+                states[source_id][State(state)] = results
+            claimed = claims.counts(connection, source_ids)
+        return {row["source_id"]: _accounting(row, states[row["source_id"]], claimed.get(row["source_id"], 0)) for row in rows}
 
     def compared(self, source_id: int) -> Compared:
         columns = (sources.c.signature, sources.c.looked, sources.c.scope, sources.c.compared_at, sources.c.untouched)
@@ -224,17 +230,14 @@ class Accounts:
                 yield from map(_uuid, results.column("key").to_pylist())
 
 
-def _accounting(connection: Connection, source_id: int) -> Accounting:
-    counts = select(standings.c.state, standings.c.results).where(standings.c.source_id == source_id)
-    source = connection.execute(select(sources).where(sources.c.source_id == source_id)).mappings().one()
-    by_state = {State(state): count for state, count in connection.execute(counts)}
+def _accounting(source: RowMapping, by_state: Mapping[State, int], on_their_way: int) -> Accounting:
     skipped = {reason: int(count) for reason, count in json.loads(source["skipped"]).items()}
     return Accounting(
         total=source["total"],
         delivered=by_state.get(State.DELIVERED, 0),
         pending=source["untouched"] + by_state.get(State.PENDING, 0),
         retrying=by_state.get(State.RETRYING, 0),
-        in_doubt=by_state.get(State.SENDING, 0) + claims.count(connection, source_id),
+        in_doubt=by_state.get(State.SENDING, 0) + on_their_way,
         rejected=by_state.get(State.REJECTED, 0),
         skipped=sum(skipped.values()),
         skipped_by_reason=skipped,

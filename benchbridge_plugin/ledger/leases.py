@@ -7,7 +7,7 @@ holder, and every write of a run checks the token inside the same transaction: a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, select
@@ -122,11 +122,14 @@ class Leases:
 
     def holder(self, name: str) -> LeaseHolder | None:
         """Who holds the lease now, or None."""
+        return self.holders([name]).get(name)
+
+    def holders(self, names: Sequence[str]) -> dict[str, LeaseHolder]:
+        """Who holds these leases now, by name. One that nobody holds is left out."""
         with self._store.reading() as connection:
-            found = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
-        if found is None or not is_held(found, self._now()):
-            return None
-        return LeaseHolder(found["owner"], found["run_id"], found["expires_at"])
+            found = connection.execute(select(leases).where(leases.c.name.in_(names))).mappings().all()
+        now = self._now()
+        return {row["name"]: LeaseHolder(row["owner"], row["run_id"], row["expires_at"]) for row in found if is_held(row, now)}
 
 
 def is_held(lease: RowMapping, now: float) -> bool:

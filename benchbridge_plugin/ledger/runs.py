@@ -108,11 +108,12 @@ class Runs:
         with self._store.reading() as connection:
             return [(row["source_id"], _run(row)) for row in connection.execute(statement).mappings()]
 
-    def last(self, source_ids: Sequence[int]) -> dict[int, int]:
-        """The number of each source's last run. A source that never had one is left out."""
-        statement = select(runs.c.source_id, func.max(runs.c.run_id)).where(runs.c.source_id.in_(source_ids)).group_by(runs.c.source_id)
+    def last(self, source_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """The last run of each source. A source that never had one is left out."""
+        newest = select(func.max(runs.c.run_id)).where(runs.c.source_id.in_(source_ids)).group_by(runs.c.source_id)
         with self._store.reading() as connection:
-            return {int(source_id): int(run_id) for source_id, run_id in connection.execute(statement)}
+            found = connection.execute(select(runs).where(runs.c.run_id.in_(newest))).mappings()
+            return {row["source_id"]: _run(row) for row in found}
 
     # -- the schedule -------------------------------------------------------------------------------------------------------------------
 
