@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin._version import __version__
+from benchbridge_plugin.background import Background
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import HostServices
 from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError, SourceMissing
@@ -32,7 +31,6 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
-_SQLITE = "sqlite:///"
 
 
 class BenchmarkPredictivePerformanceBridge:
@@ -67,7 +65,7 @@ class BenchmarkPredictivePerformanceBridge:
             **settings,
         )
         self._now = now
-        self._whole: dict[int, Future[RunSummary]] = {}  # syncs over several files that were begun in the background, by their first run
+        self._background = Background()
         self._workshop = Workshop(self.config, host or HostServices(), now, claim=self._claim_tick, cycle=self._cycle)
 
     # -- the documented Python interface ------------------------------------------------------------------------------------------------
@@ -144,23 +142,14 @@ class BenchmarkPredictivePerformanceBridge:
 
         Of several files it is the number of the first run that begins; `wait_for_run` waits for all of them.
         """
-        begun: Future[int] = Future()
-        threading.Thread(
-            target=self._run_in_background, args=(_checked(request), source, begun), name="benchbridge-sync", daemon=True
-        ).start()
-        try:
-            return begun.result(), False
-        except LeaseBusy as error:
-            run_id = error.fields.get("run_id")
-            if isinstance(run_id, int):
-                return run_id, True
-            raise
+        request = _checked(request)
+        return self._background.start(lambda watch: self._in_background(request, source, watch), whole=self.config.files.several)
 
     def wait_for_run(self, run_id: int, timeout_s: float) -> dict[str, Any] | None:
         """The run once it has ended, or as it is after `timeout_s`; None if there is no such run. The run that a sync over several files in this
         process began with stands for the whole sync."""
         deadline = time.monotonic() + timeout_s
-        whole = self._whole.get(run_id)
+        whole = self._background.whole(run_id)
         if whole is not None:
             with suppress(TimeoutError):
                 return reports.run_as_json(whole.result(timeout_s).as_dict())
@@ -323,8 +312,7 @@ class BenchmarkPredictivePerformanceBridge:
     @property
     def ledger_path(self) -> Path | None:
         """The ledger's file; None when it is on a server."""
-        url = self.config.resolved_ledger_url
-        return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
+        return None if (file := self.config.ledger_file) is None else Path(file)
 
     @property
     def key_path(self) -> Path:
@@ -342,31 +330,8 @@ class BenchmarkPredictivePerformanceBridge:
             self.require_source()
             summary = self.sync(request, source=source)
         except BridgeError as error:
-            summary = RunSummary(
-                None,
-                "failed",
-                request.kind,
-                request.dry_run,
-                self._now(),
-                self._now(),
-                error_code=error.code,
-                message=error.message,
-                guidance=error.guidance,
-            )
-        details = reports.run_as_json(summary.as_dict())
-        sources = {"sources": details.pop("sources")} if "sources" in details else {}
-        return {
-            "success": summary.state in ("succeeded", "partial", "stopped") and summary.failed == 0,
-            "message": f"{summary.message} {summary.guidance}".strip(),
-            "total": summary.considered,
-            "synced": summary.synced,
-            "failed": summary.failed,
-            "rejected": summary.rejected,
-            "skipped": summary.skipped,
-            "run_id": summary.run_id,
-            "details": details,
-            **sources,
-        }
+            summary = RunSummary.of_error(error, request, self._now())
+        return reports.answer(summary)
 
     def _run(self, parts: Parts, request: SyncRequest, patience_s: float, watch: Watch, source: str | None = None) -> RunSummary:
         stopping = watch.stopping
@@ -374,35 +339,11 @@ class BenchmarkPredictivePerformanceBridge:
         limit = self.config.sync_limit if request.limit is None else request.limit
         return parts.roster(source).sync(request, limit=0 if request.adopt else limit, patience_s=patience_s, watch=watch)
 
-    def _run_in_background(self, request: SyncRequest, source: str | None, begun: Future[int]) -> None:
-        """Of several files the first run to begin is the answer; where none begins, the first thing that is in the way."""
-        whole: Future[RunSummary] = Future()
-        key: list[int] = []
-
-        def started(run_id: int) -> None:
-            if not begun.done():
-                if self.config.files.several:
-                    key.append(run_id)
-                    self._whole[run_id] = whole
-                begun.set_result(run_id)
-
-        try:
-            with self._workshop.at_work() as parts:
-                summary = self._run(parts, request, _START_PATIENCE_S, Watch(started=started), source)
-                if not begun.done():
-                    begun.set_exception(_why_none_began(summary))
-                whole.set_result(summary)
-                self._write_report(parts)
-        except Exception as error:  # the edge of a thread
-            if not begun.done():
-                begun.set_exception(error)
-            else:
-                _logger.exception("a sync in the background failed")
-            if not whole.done():
-                whole.set_exception(error)
-        finally:
-            for run_id in key:
-                self._whole.pop(run_id, None)  # whoever waits has the future already; later the ledger answers
+    def _in_background(self, request: SyncRequest, source: str | None, watch: Watch) -> Iterator[RunSummary]:
+        """The sync, and when that has been told the report of it."""
+        with self._workshop.at_work() as parts:
+            yield self._run(parts, request, _START_PATIENCE_S, watch, source)
+            self._write_report(parts)
 
     def _cycle(self, parts: Parts, kind: str) -> RunSummary | None:
         try:
@@ -446,13 +387,6 @@ def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
     """A row of `results` with its times as ISO 8601."""
     shown: dict[str, Any] = dict(row)
     return {**shown, **{name: reports.iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
-
-
-def _why_none_began(summary: RunSummary) -> BridgeError:
-    """A sync over several files in which no run began."""
-    errors: Mapping[str, type[BridgeError]] = {"sync_running": LeaseBusy, "config_error": ConfigError}
-    kind = errors.get(summary.error_code or "", SourceError)
-    return kind(summary.message, guidance=summary.guidance)
 
 
 def _checked(request: SyncRequest) -> SyncRequest:

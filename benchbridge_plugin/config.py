@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 from zoneinfo import ZoneInfo
 
+from benchbridge_plugin.coercion import SECRETS, coerce, shown
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.files import LEDGER_SUFFIX, Files
 from benchbridge_plugin.files import check as check_paths
@@ -26,8 +25,6 @@ SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
 _SQLITE = "sqlite:///"
 _ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
-_SECRETS = frozenset({"api_key", "bridge_api_key"})
-_LARGEST_NUMBER = 10**15
 _LONGEST_S = 365 * 86_400  # what every clock and socket can wait
 _LONGEST_MINUTES = 525_600
 _TEXTS = (
@@ -116,10 +113,13 @@ class BridgeConfig:
     @property
     def files(self) -> Files:
         """The benchmark files that this is about."""
+        return Files(self.benchmark_db_paths, source_name=self.source_name, ledger=self.ledger_file)
+
+    @property
+    def ledger_file(self) -> str | None:
+        """The ledger's file; None when it is on a server."""
         url = self.resolved_ledger_url
-        return Files(
-            self.benchmark_db_paths, source_name=self.source_name, ledger=url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else None
-        )
+        return url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else None
 
     @property
     def resolved_source_name(self) -> str:
@@ -143,7 +143,7 @@ class BridgeConfig:
         shown: dict[str, object] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name in _SECRETS:
+            if item.name in SECRETS:
                 shown[item.name] = "***" if value else None
             elif item.name.endswith("_url") and isinstance(value, str):
                 shown[item.name] = redact_url(value)
@@ -219,7 +219,7 @@ def from_mapping(values: Mapping[str, Any], *, base: BridgeConfig | None = None,
             near = difflib.get_close_matches(str(key), [name for name in hints if name != "logging"], n=1)
             guidance = f"Did you mean {near[0]}?" if near else "docs/configuration.md lists the keys."
             raise ConfigError(f"Unknown key {key!r} in {where}.", guidance=guidance, key=str(key), where=where)
-        changes[key] = _coerce(key, hints[key], value, where)
+        changes[key] = coerce(key, hints[key], value, where)
     config = replace(base, **changes)
     _check(config, where, whole)
     return config
@@ -251,7 +251,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
         secret = key.removesuffix("_file")
         if key in names:
             values[key] = _list_of_texts(text) or text if key == "benchmark_db_path" else text
-        elif secret in _SECRETS:
+        elif secret in SECRETS:
             if environ.get(variable.removesuffix("_FILE")):
                 raise ConfigError(
                     f"{variable} and {variable.removesuffix('_FILE')} are both set.",
@@ -287,93 +287,6 @@ def _read_secret(variable: str, path: Path) -> str:
     return secret
 
 
-def _coerce(key: str, hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type of the field, or a ConfigError. Text is parsed, since the environment has nothing else."""
-    options = [option for option in get_args(hint) if option is not type(None)]
-    optional = type(None) in get_args(hint)
-    kind = options[0] if optional else hint
-    if value is None and optional:
-        return None
-    if key == "benchmark_db_path":
-        return _paths(value, where)
-    origin = get_origin(kind) or kind
-    try:
-        if origin is bool:
-            return _bool(value)
-        if origin in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            return _number(origin, value)
-        if origin is str and isinstance(value, (str, Path)):
-            return str(value)
-        if origin is tuple and isinstance(value, (str, list, tuple)):
-            items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
-            if all(isinstance(item, str) for item in items):
-                return tuple(items)
-        if issubclass(origin, Mapping):
-            pairs = json.loads(value) if isinstance(value, str) else value
-            if isinstance(pairs, Mapping) and all(isinstance(a, str) and isinstance(b, str) for a, b in pairs.items()):
-                return _aliases(pairs)
-    except OverflowError:
-        raise ConfigError(
-            f"{key} in {where} must be a number of at most {_LARGEST_NUMBER:.0e}.", guidance="Correct it there.", key=key, where=where
-        ) from None
-    except (TypeError, ValueError, RecursionError):
-        pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of names"}.get(
-        origin, "an object of names, each given once"
-    )
-    shown = _shown(key, value)
-    raise ConfigError(f"{key} in {where} must be {wanted}, not {shown}.", guidance="Correct it there.", key=key, where=where)
-
-
-def _paths(value: Any, where: str) -> str | tuple[str, ...]:
-    """One path, or several, as they were given."""
-    if isinstance(value, (str, os.PathLike)):
-        return os.fspath(value)
-    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value):
-        return tuple(os.fspath(item) for item in value)
-    raise ConfigError(
-        f"benchmark_db_path in {where} must be text or a list of texts, not {value!r}.",
-        guidance="Correct it there.",
-        key="benchmark_db_path",
-        where=where,
-    )
-
-
-def _aliases(pairs: Mapping[str, str]) -> Mapping[str, str]:
-    """Names as the mapping looks them up. ValueError for one that says nothing, or two that are the same and mean different things."""
-    aliases: dict[str, str] = {}
-    for name, meant in ((name.strip().lower(), meant.strip().lower()) for name, meant in pairs.items()):
-        if not name or not meant or aliases.setdefault(name, meant) != meant:
-            raise ValueError
-    return MappingProxyType(aliases)
-
-
-def _bool(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in {"1", "true", "yes", "on"}:
-        return True
-    if isinstance(value, str) and value.strip().lower() in {"0", "false", "no", "off"}:
-        return False
-    raise ValueError
-
-
-def _number(kind: type[int] | type[float], value: int | float | str) -> int | float:
-    number = float(value)
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise ValueError
-    if abs(number) > _LARGEST_NUMBER:
-        raise OverflowError
-    return kind(number)
-
-
-def _shown(key: str, value: object) -> str:
-    """A value as an error may show it."""
-    if key in _SECRETS:
-        return "***"
-    return repr(redact_url(value) if key.endswith("_url") and isinstance(value, str) else value)
-
-
 def _logging(values: object, where: str) -> LoggingConfig:
     allowed = {item.name for item in fields(LoggingConfig)}
     if not isinstance(values, Mapping):
@@ -395,8 +308,12 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
 
     def require(holds: bool, key: str, rule: str) -> None:
         if not holds:
-            shown = _shown(key, getattr(config, key))
-            raise ConfigError(f"{key} in {where} must be {rule}, not {shown}.", guidance="Correct it there.", key=key, where=where)
+            raise ConfigError(
+                f"{key} in {where} must be {rule}, not {shown(key, getattr(config, key))}.",
+                guidance="Correct it there.",
+                key=key,
+                where=where,
+            )
 
     require(config.predictive_mode in ("auto", "in_process", "http"), "predictive_mode", "auto, in_process or http")
     require(config.measurement_source in ("keyed", "plain"), "measurement_source", "keyed or plain")
@@ -413,7 +330,7 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
         )
     require(is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host, and no query")
     require(not is_in_memory(config.resolved_ledger_url), "ledger_url", "a file or a database that outlives the process")
-    for key in sorted(_SECRETS):
+    for key in sorted(SECRETS):
         secret = getattr(config, key)
         plain = secret is None or (bool(secret) and secret.isprintable() and secret == secret.strip())
         require(plain and (secret is None or key != "api_key" or secret.isascii()), key, "printable text as a header can carry it")

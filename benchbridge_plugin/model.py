@@ -12,6 +12,8 @@ from enum import Enum, IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from benchbridge_plugin.errors import BridgeError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -267,6 +269,21 @@ class RunSummary:
     message: str = ""
     guidance: str = ""
     request: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of_error(cls, error: BridgeError, request: SyncRequest, at: float) -> RunSummary:
+        """What an error kept from becoming a run."""
+        return RunSummary(
+            None,
+            "failed",
+            request.kind,
+            request.dry_run,
+            at,
+            at,
+            error_code=error.code,
+            message=error.message,
+            guidance=error.guidance,
+        )
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "reasons": dict(self.reasons), "quality": dict(self.quality), "held": dict(self.held)}

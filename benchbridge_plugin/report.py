@@ -17,7 +17,7 @@ from typing import Any
 
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.ledger import Ledger
-from benchbridge_plugin.model import Accounting
+from benchbridge_plugin.model import Accounting, RunSummary
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +47,24 @@ def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run with its times as ISO 8601, and so the runs of several files within it."""
     shown = {**run, "started_at": iso(run["started_at"]), "finished_at": iso(run["finished_at"])}
     return {**shown, "sources": [run_as_json(part) for part in run["sources"]]} if "sources" in run else shown
+
+
+def answer(summary: RunSummary) -> dict[str, Any]:
+    """What the Python interface says of a sync: the same keys whatever happened, and `sources` of several files."""
+    details = run_as_json(summary.as_dict())
+    sources = {"sources": details.pop("sources")} if "sources" in details else {}
+    return {
+        "success": summary.state in ("succeeded", "partial", "stopped") and summary.failed == 0,
+        "message": f"{summary.message} {summary.guidance}".strip(),
+        "total": summary.considered,
+        "synced": summary.synced,
+        "failed": summary.failed,
+        "rejected": summary.rejected,
+        "skipped": summary.skipped,
+        "run_id": summary.run_id,
+        "details": details,
+        **sources,
+    }
 
 
 def accounting_as_json(accounting: Accounting) -> dict[str, Any]:

@@ -90,13 +90,13 @@ def sync_all(
             note(feed, _of_one_without_file(feed, request, began))
         elif limit and left <= 0:
             error = None if request.dry_run else feed.refresh()
-            note(feed, _of_error(error, request, began) if error else _without_run(request, began, message=_LIMIT_REACHED))
+            note(feed, RunSummary.of_error(error, request, began) if error else _without_run(request, began, message=_LIMIT_REACHED))
         else:
             summary = _run(feed, replace(request, limit=left if limit else 0), patience_s, watch, began)
             left -= _handed_over(summary)
             down = summary if summary.error_code in _NOBODY_ANSWERS else None
             note(feed, summary)
-    done += [FileSync(file.name, file.path, _of_error(file.error, request, began)) for file in refused if file.error is not None]
+    done += [FileSync(file.name, file.path, RunSummary.of_error(file.error, request, began)) for file in refused if file.error is not None]
     return sync_total(sorted(done, key=lambda part: (part.source, part.path)), request, began, now())
 
 
@@ -110,12 +110,12 @@ def _run(feed: Feed, request: SyncRequest, patience_s: float, watch: Watch, bega
     try:
         return feed.run(request, patience_s, replace(watch, progress=told))
     except LeaseBusy as error:
-        return _of_error(error, request, began)
+        return RunSummary.of_error(error, request, began)
     except LedgerError:
         raise
     except BridgeError as error:  # of a dry run, which has no run to tell it in
         _logger.warning("%s could not be synced: %s", feed.name, error.message)
-        return _of_error(error, request, began)
+        return RunSummary.of_error(error, request, began)
 
 
 def _handed_over(summary: RunSummary) -> int:
@@ -129,12 +129,8 @@ def _of_one_without_file(feed: Feed, request: SyncRequest, began: float) -> RunS
     error = feed.file.error
     assert error is not None
     if accounting.pending or accounting.retrying or accounting.in_doubt:
-        return _of_error(error, request, began)
+        return RunSummary.of_error(error, request, began)
     return _without_run(request, began, message=f"{error.message} Nothing of it was left to do.")
-
-
-def _of_error(error: BridgeError, request: SyncRequest, began: float) -> RunSummary:
-    return _without_run(request, began, state="failed", message=error.message, code=error.code, guidance=error.guidance)
 
 
 def _without_run(

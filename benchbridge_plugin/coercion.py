@@ -1,0 +1,103 @@
+"""A value of a configuration as the type of its setting. What comes from the environment is text, and is parsed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args, get_origin
+
+from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.urls import redact_url
+
+SECRETS = frozenset({"api_key", "bridge_api_key"})
+_LARGEST_NUMBER = 10**15
+
+
+def coerce(key: str, hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type of the field, or a ConfigError. Text is parsed, since the environment has nothing else."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    optional = type(None) in get_args(hint)
+    kind = options[0] if optional else hint
+    if value is None and optional:
+        return None
+    if key == "benchmark_db_path":
+        return _paths(value, where)
+    origin = get_origin(kind) or kind
+    try:
+        if origin is bool:
+            return _bool(value)
+        if origin in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return _number(origin, value)
+        if origin is str and isinstance(value, (str, Path)):
+            return str(value)
+        if origin is tuple and isinstance(value, (str, list, tuple)):
+            items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+            if all(isinstance(item, str) for item in items):
+                return tuple(items)
+        if issubclass(origin, Mapping):
+            pairs = json.loads(value) if isinstance(value, str) else value
+            if isinstance(pairs, Mapping) and all(isinstance(a, str) and isinstance(b, str) for a, b in pairs.items()):
+                return _aliases(pairs)
+    except OverflowError:
+        raise ConfigError(
+            f"{key} in {where} must be a number of at most {_LARGEST_NUMBER:.0e}.", guidance="Correct it there.", key=key, where=where
+        ) from None
+    except (TypeError, ValueError, RecursionError):
+        pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of names"}.get(
+        origin, "an object of names, each given once"
+    )
+    raise ConfigError(f"{key} in {where} must be {wanted}, not {shown(key, value)}.", guidance="Correct it there.", key=key, where=where)
+
+
+def _paths(value: Any, where: str) -> str | tuple[str, ...]:
+    """One path, or several, as they were given."""
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value):
+        return tuple(os.fspath(item) for item in value)
+    raise ConfigError(
+        f"benchmark_db_path in {where} must be text or a list of texts, not {value!r}.",
+        guidance="Correct it there.",
+        key="benchmark_db_path",
+        where=where,
+    )
+
+
+def _aliases(pairs: Mapping[str, str]) -> Mapping[str, str]:
+    """Names as the mapping looks them up. ValueError for one that says nothing, or two that are the same and mean different things."""
+    aliases: dict[str, str] = {}
+    for name, meant in ((name.strip().lower(), meant.strip().lower()) for name, meant in pairs.items()):
+        if not name or not meant or aliases.setdefault(name, meant) != meant:
+            raise ValueError
+    return MappingProxyType(aliases)
+
+
+def _bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in {"1", "true", "yes", "on"}:
+        return True
+    if isinstance(value, str) and value.strip().lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError
+
+
+def _number(kind: type[int] | type[float], value: int | float | str) -> int | float:
+    number = float(value)
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise ValueError
+    if abs(number) > _LARGEST_NUMBER:
+        raise OverflowError
+    return kind(number)
+
+
+def shown(key: str, value: object) -> str:
+    """A value as an error may show it."""
+    if key in SECRETS:
+        return "***"
+    return repr(redact_url(value) if key.endswith("_url") and isinstance(value, str) else value)
