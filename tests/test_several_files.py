@@ -17,6 +17,7 @@ import duckdb
 import pytest
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.ends import HostServices
 from benchbridge_plugin.errors import ConfigError, LeaseBusy, SourceMissing
 from benchbridge_plugin.model import Progress, RunSummary, SyncRequest, SyncTotal
 from tests.benchmark_files import ROOT, held_elsewhere, let_go
@@ -348,6 +349,18 @@ def test_nothing_to_read_at_all_leaves_no_ledger(open_bridge: MakeBridge, tmp_pa
     with pytest.raises(SourceMissing):
         open_bridge("none/*.duckdb").generate_report()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.duckdb"]
+
+
+def test_the_connection_of_a_host_is_used_for_the_file_that_it_has_open(put: Any, tmp_path: Path, api: BaseContractServer) -> None:
+    """Its file cannot be opened beside it in another way; the other files are opened as ever."""
+    for name in "ab":
+        put(f"runs/{name}.duckdb")
+    with duckdb.connect(str(tmp_path / "runs/a.duckdb"), config={"threads": 1}) as connection:
+        host = HostServices(services=lambda: {"benchmark_db": connection})
+        with Bridge(str(tmp_path / "runs"), api.url, host=host, settle_after_s=0.1) as bridge:
+            assert bridge.sync_recent_results()["synced"] == 4
+            connection.execute("UPDATE performance_results SET average_latency_ms = 10.1 WHERE result_id = 1")
+            assert of_each(bridge.sync_recent_results(), "synced") == {"a": 1, "b": 0}
 
 
 # -- one limit, one schedule ----------------------------------------------------------------------------------------------------------------

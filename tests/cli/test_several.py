@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.benchmark_files import ROOT
 from tests.kit.base_contract import BaseContractServer
 
 from .conftest import REFUSED, RESULTS, Run
@@ -127,3 +131,19 @@ def test_the_config_file_and_the_environment_take_a_list(run: Run, to_api: list[
     assert "sources" not in run("sync", "--json", "--benchmark-db", "runs/a.duckdb").json
     monkeypatch.setenv("BENCHBRIDGE_BENCHMARK_DB_PATH", '["runs/b.duckdb", "runs/none.duckdb"]')
     assert [part["source"] for part in run("sync", "--json").json["sources"]] == ["b", "none"]
+
+
+def test_a_service_waits_for_files_that_come(workplace: Path, sample: Path, api: BaseContractServer) -> None:
+    """A pattern that nothing matches is no error of a service: its cycles find what comes later."""
+    command = [sys.executable, "-m", "benchbridge_plugin.cli", "service", "--benchmark-db", "runs/*.duckdb", "--api-url", api.url]
+    quick = {"BENCHBRIDGE_SYNC_INTERVAL_MINUTES": "0.01", "BENCHBRIDGE_SYNC_LIMIT": "0", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=workplace, env={**os.environ, **quick}, stderr=subprocess.PIPE, text=True) as service:
+        assert service.stderr is not None
+        assert any("nothing to sync: There is no benchmark file at runs/*.duckdb yet." in line for line in service.stderr)
+        (workplace / "half").mkdir()
+        shutil.copy(sample, workplace / "half/a.duckdb")
+        (workplace / "half").rename(workplace / "runs")
+        assert any(f"{SENT} synced, {REFUSED} refused" in line for line in service.stderr)
+        service.terminate()
+        service.stderr.read()
+    assert service.returncode == 0
