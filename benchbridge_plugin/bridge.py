@@ -31,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
+_RECENT_S = 2.0  # how old the word of source and sink may be in the status
 
 
 class BenchmarkPredictivePerformanceBridge:
@@ -200,9 +201,12 @@ class BenchmarkPredictivePerformanceBridge:
         return self._workshop.ends().connections()
 
     def status(self) -> dict[str, Any]:
-        """What /status shows. Bounded by 2 s for source and sink together; the ledger is read without waiting for writers."""
+        """What /status shows. Bounded by 2 s for source and sink together; the ledger is read without waiting for writers.
+
+        How source and sink are may be up to 2 s old, when somebody asked just before.
+        """
         parts = self._workshop.parts()
-        connections = self.connections()
+        connections = self._workshop.ends().connections(recent_s=_RECENT_S)
         roster = parts.roster()
         runs = roster.runs(limit=1)
         accountings = roster.accountings()

@@ -57,6 +57,7 @@ class Ends:
         self._lock = threading.Lock()
         self._sink: Sink | None = None
         self._checks: dict[str, Future[dict[str, object]]] = {}
+        self._answered: dict[str, tuple[float, dict[str, object]]] = {}  # the last answer of each check, and when it came
         self._closing = threading.Event()
         self._sources: dict[str, BenchmarkSource] = {}
         self._seen: dict[str, tuple[str, Mapping[str, str]]] = {}  # of several files: the roles found, and the signature they were found at
@@ -88,15 +89,29 @@ class Ends:
         """For people, without a password."""
         return redact_url(self._config.predictive_api_url if self._sink is None else self._sink.name)
 
-    def connections(self) -> dict[str, dict[str, object]]:
+    def connections(self, *, recent_s: float = 0.0) -> dict[str, dict[str, object]]:
         """How source and sink are: `{"ok": bool | None, "name", "error", "guidance", ...}` each. Both are asked at once, and within 2 s it
-        is over: `ok` is None for one that has not answered by then."""
+        is over: `ok` is None for one that has not answered by then.
+
+        That all is well is said again for `recent_s`, and asked anew behind the caller's back in the second half of it: who asks all the time, as
+        monitors do, waits for nobody, and keeps neither the file nor the API busy. What is wrong is looked at each time.
+        """
         deadline = time.monotonic() + CHECK_TIMEOUT_S
         looks = {"benchmark_db": self._look_at_source, "predictive_api": self._look_at_sink}
-        begun = {name: self._begin(name, look) for name, look in looks.items()}
         names = {"benchmark_db": self.files.label, "predictive_api": self.sink_name}
         answers: dict[str, dict[str, object]] = {}
+        begun: dict[str, Future[dict[str, object]]] = {}
+        for name, look in looks.items():
+            answered_at, answer = self._answered.get(name, (0.0, None))
+            age_s = time.monotonic() - answered_at
+            recent = age_s < recent_s and answer is not None and answer["ok"] is True
+            if answer is not None and recent:
+                answers[name] = answer
+            if not recent or age_s > recent_s / 2:
+                begun[name] = self._begin(name, look)
         for name, future in begun.items():
+            if name in answers:
+                continue
             try:
                 answers[name] = future.result(max(deadline - time.monotonic(), 0.0))
             except TimeoutError:
@@ -120,8 +135,18 @@ class Ends:
             future = self._checks.get(name)
             if future is None or future.done():
                 future = self._checks[name] = Future()
-                threading.Thread(target=_fulfil, args=(future, look), name=f"benchbridge-check-{name}", daemon=True).start()
+                threading.Thread(target=self._fulfil, args=(name, future, look), name=f"benchbridge-check-{name}", daemon=True).start()
             return future
+
+    def _fulfil(self, name: str, future: Future[dict[str, object]], look: Callable[[], dict[str, object]]) -> None:
+        try:
+            answer = look()
+        except Exception as error:  # the edge of a thread
+            if not isinstance(error, BridgeError):
+                _logger.exception("a connection check failed")
+            answer = {"ok": False, "error": str(error)}
+        self._answered[name] = (time.monotonic(), answer)
+        future.set_result(answer)
 
     def _look_at_source(self) -> dict[str, object]:
         if self.files.several:
@@ -252,12 +277,3 @@ def _has_open(connection: DuckDBPyConnection, path: str) -> bool:
         return found is not None and found[0] is not None and Path(found[0]).samefile(path)
     except (duckdb.Error, OSError):
         return False
-
-
-def _fulfil(future: Future[dict[str, object]], look: Callable[[], dict[str, object]]) -> None:
-    try:
-        future.set_result(look())
-    except Exception as error:  # the edge of a thread
-        if not isinstance(error, BridgeError):
-            _logger.exception("a connection check failed")
-        future.set_result({"ok": False, "error": str(error)})

@@ -335,3 +335,24 @@ def test_the_report_has_the_documented_keys(bridge: BenchmarkPredictivePerforman
     assert report["sync_percentage"] == round(100 * report["synced_results"] / 30, 1)
     assert sum(cell["total"] for cell in report["hardware_coverage"].values()) == 30
     assert report["sync_history"][0]["state"] == "succeeded"
+
+
+def test_the_status_repeats_for_a_moment_that_all_is_well_and_never_that_something_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor that asks ten times a second must not open the benchmark file as often."""
+    with BaseContractServer() as server:
+        build("V1", tmp_path / "bench.duckdb", limit=3)
+        with BenchmarkPredictivePerformanceBridge(tmp_path / "bench.duckdb", server.url, predictive_mode="http") as bridge:
+            first = bridge.status()["connections"]
+            asked = server.requests.total()
+            assert [bridge.status()["connections"] for _ in range(3)] == [first] * 3
+            assert first["predictive_api"]["ok"] is True
+            assert server.requests.total() == asked
+            assert bridge.check_connections() == {"benchmark_db": True, "predictive_api": True}
+            assert server.requests.total() > asked, "who asks for the connections gets them looked at"
+            (tmp_path / "bench.duckdb").rename(tmp_path / "away.duckdb")
+            assert bridge.check_connections()["benchmark_db"] is False
+            assert bridge.status()["connections"]["benchmark_db"]["ok"] is False
+            (tmp_path / "away.duckdb").rename(tmp_path / "bench.duckdb")
+            assert bridge.status()["connections"]["benchmark_db"]["ok"] is True

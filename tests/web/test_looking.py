@@ -174,16 +174,16 @@ def test_a_run_that_ends_between_two_looks_is_not_called_interrupted(host: Host,
     parts = host.bridge._workshop.parts()
     lease = parts.ledger.leases.acquire("bench", "quick", 60)
     begun = parts.ledger.runs.begin(lease, parts.schedule_id, SyncRequest(), 60)
-    holder = host.bridge.lease_holder
+    holder = parts.ledger.leases.holder
 
-    def ends_meanwhile() -> object:
+    def ends_meanwhile(name: str) -> object:
         from dataclasses import replace
 
         parts.ledger.runs.finish(replace(begun, state="succeeded"))
         parts.ledger.leases.release(lease)
-        return holder()
+        return holder(name)
 
-    monkeypatch.setattr(host.bridge, "lease_holder", ends_meanwhile)
+    monkeypatch.setattr(parts.ledger.leases, "holder", ends_meanwhile)
     assert get(host, f"/runs/{begun.run_id}").json["state"] == "succeeded"
 
 
