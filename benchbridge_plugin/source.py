@@ -17,8 +17,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -26,6 +27,7 @@ import pyarrow as pa
 
 from benchbridge_plugin.errors import SourceBusy, SourceError, SourceInvalid, SourceLayoutError, SourceMissing
 from benchbridge_plugin.layout import Layout, catalogue_of, detect
+from benchbridge_plugin.snapshot import snapshot
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -35,16 +37,15 @@ _logger = logging.getLogger(__name__)
 _FIRST_SLICE = 5_000
 _SLICE_TARGET_S = 0.02  # opening and closing the file take as long again, and other threads want the processor too
 LARGEST_SLICE = 200_000
+_WORTH_A_COPY = 20_000  # rows; fewer are read in one or two slices
+_COPY_SLICE = 60_000  # rows, since a copy may be held for long
 _KEPT_HOLDS = 10_000
-# One at a time in this process: a connection that joins an instance which another thread is just opening finds it half made ("python_arrow_scan does not
-# exist", duckdb 2.0.1).
-_opening = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+_HALF_MADE_OPENS = 20  # in a row, before we give up
 _BUSY = ("Could not set lock on file", "different configuration than existing connections", "Unique file handle conflict")
 
 # The functions are qualified, because a macro in the file can replace an unqualified one. A connection of the host can have other databases attached.
 _DATABASE_SQL = "SELECT system.main.current_database()"
+_READ_ONLY_SQL = "SELECT readonly FROM system.main.duckdb_databases() WHERE database_name = system.main.current_database()"
 _CATALOGUE_SQL = """
     SELECT c.table_name, c.column_name, c.data_type, c.column_default, t.sql
       FROM system.main.duckdb_columns() AS c
@@ -138,40 +139,58 @@ class BenchmarkSource:
     def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True) -> Iterator[pa.Table]:
         """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms, opening and closing included.
 
+        Many of them are read from a copy of the file, which is held once for that (see snapshot.py).
+
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
         """
         where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
         sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {where}"
-        start = 0
-        while start < len(ids):
-            size = self._slice
-            # As text, which every type reads as it writes it; a Python value could arrive as another type.
-            ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
-            with self._session(wait=wait) as connection:
-                began = time.monotonic()
-                table = connection.sql(sql, params=ends).to_arrow_table()
-                took = max(time.monotonic() - began, 1e-4)
-            self._slice = self._next_slice(size, took)
-            start += size
-            yield table
+        with self._copied(wait=wait) if self._worth_a_copy(len(ids)) else nullcontext() as copy:
+            start = 0
+            while start < len(ids):
+                size = self._slice if copy is None else _COPY_SLICE
+                # As text, which every type reads as it writes it; a Python value could arrive as another type.
+                ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
+                with self._session(wait=wait) if copy is None else self._explaining(copy) as connection:
+                    began = time.monotonic()
+                    table = connection.sql(sql, params=ends).to_arrow_table()
+                    took = max(time.monotonic() - began, 1e-4)
+                if copy is None:
+                    self._slice = self._next_slice(size, took)
+                start += size
+                yield table
 
     def read(self, layout: Layout, result_ids: pa.Array, *, wait: bool = True) -> pa.Table:
         """The rows with these result ids (text), in no order. Ids that are gone are left out."""
         wanted = pa.table({"id": result_ids})
-        with self._session(wait=wait) as connection:
-            connection.register("benchbridge_wanted", wanted)
-            try:
-                sql = (
-                    f"SELECT {layout.columns}\nFROM {layout.tables}\n"
-                    f"SEMI JOIN temp.main.benchbridge_wanted AS w ON {layout.id_column} = TRY_CAST(w.id AS {layout.id_type})"
-                )
-                return connection.sql(sql).to_arrow_table()
-            finally:
-                connection.unregister("benchbridge_wanted")
+        sql = (
+            f"SELECT {layout.columns}\nFROM {layout.tables}\n"
+            f"SEMI JOIN temp.main.benchbridge_wanted AS w ON {layout.id_column} = TRY_CAST(w.id AS {layout.id_type})"
+        )
+        for _ in range(_HALF_MADE_OPENS):
+            with self._session(wait=wait) as connection:
+                try:
+                    connection.register("benchbridge_wanted", wanted)
+                except duckdb.CatalogException as error:
+                    if "python_arrow_scan" not in str(error):
+                        raise
+                    continue  # somebody else in this process was just opening the file, and our connection joined theirs half made: open it again
+                try:
+                    return connection.sql(sql).to_arrow_table()
+                finally:
+                    connection.unregister("benchbridge_wanted")
+        raise SourceBusy(
+            f"The benchmark database {self.path} is being opened and closed all the time in this process.",
+            guidance="Nothing is lost: try again.",
+            path=self.path,
+        )
 
     def _next_slice(self, size: int, took_s: float) -> int:
         """Smaller at once, larger in steps: a slice that was quick by chance must not be followed by one that holds the file for long."""
         return int(min(max(size * min(_SLICE_TARGET_S / took_s, 1.5), 1_000), LARGEST_SLICE))
+
+    def _worth_a_copy(self, rows: int) -> bool:
+        return rows >= _WORTH_A_COPY
 
     # -- how long the file was held -----------------------------------------------------------------------------------------------------
 
@@ -192,6 +211,29 @@ class BenchmarkSource:
             self._hold_count = 0
 
     # -- opening and closing ------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _copied(self, *, wait: bool) -> Iterator[DuckDBPyConnection | None]:
+        """A connection to a copy of the file, or None. Not where this process has the file open for writing: nobody would keep it from doing so."""
+
+        @contextmanager
+        def held() -> Iterator[bool]:
+            with self._session(wait=wait) as connection:
+                yield connection.execute(_READ_ONLY_SQL).fetchall() == [(True,)]
+
+        if self._host_connection() is not None:
+            yield None
+            return
+        self._check_path()
+        with snapshot(Path(self.path).absolute(), held) as copy:
+            yield copy
+
+    @contextmanager
+    def _explaining(self, connection: DuckDBPyConnection) -> Iterator[DuckDBPyConnection]:
+        try:
+            yield connection
+        except duckdb.Error as error:
+            raise self._explain(error) from error
 
     @contextmanager
     def _session(self, *, wait: bool) -> Iterator[DuckDBPyConnection]:
@@ -225,9 +267,8 @@ class BenchmarkSource:
         pause = 0.02
         while True:
             try:
-                with _opening:
-                    began = time.monotonic()
-                    return self._connect(), began
+                began = time.monotonic()
+                return self._connect(), began
             except duckdb.Error as error:
                 if not _is_busy(error) or time.monotonic() >= deadline:
                     raise self._explain(error) from error

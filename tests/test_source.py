@@ -738,3 +738,26 @@ def test_a_thread_that_opens_and_closes_the_file_for_writing_does_not_break_a_re
         done.set()
         thread.join()
     assert written
+
+
+def test_a_file_that_others_in_this_process_open_and_close_all_the_time_is_read(tmp_path: Path) -> None:
+    """A connection that joins one which is just being opened may find it half made."""
+    build("V1", tmp_path / "bench.duckdb", limit=50)
+    source = BenchmarkSource(str(tmp_path / "bench.duckdb"))
+    layout, ids = source.ids()
+    over = threading.Event()
+
+    def open_and_close() -> None:
+        while not over.is_set():
+            duckdb.connect(str(tmp_path / "bench.duckdb"), read_only=True).close()
+
+    others = [threading.Thread(target=open_and_close) for _ in range(2)]
+    for other in others:
+        other.start()
+    wanted = ids.combine_chunks().cast(pa.string())
+    try:
+        assert {len(source.read(layout, wanted)) for _ in range(60)} == {50}
+    finally:
+        over.set()
+        for other in others:
+            other.join()

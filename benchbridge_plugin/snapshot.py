@@ -1,0 +1,84 @@
+"""A copy of a benchmark file, for as long as it is read.
+
+Reading a large file slice by slice opens it again and again, and each opening keeps its writer out for some tens of milliseconds. A file that can be
+copied in that time is held once, for the copy, and read at leisure from there. The copy is made by another process (`cp`): to open the file in this one
+would drop DuckDB's lock (see docs/decisions/source.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger(__name__)
+
+_LARGEST_BYTES = 256 * 2**20
+_LONGEST_S = 0.05  # that a copy may take
+_MEMORY = "128MB"  # that the copy's pages may take
+
+
+@contextmanager
+def snapshot(file: Path, held: Callable[[], AbstractContextManager[bool]]) -> Iterator[DuckDBPyConnection | None]:
+    """A read-only connection to a copy of the DuckDB file and its write-ahead log, or None where slices are the better way: the file is large, or
+    the disk slow or full.
+
+    `held()` opens the file so that nobody can write it, and says whether that is so. Raises what that raises. The copy has the file's name, for that is
+    what its database is called, and is gone from the disk as soon as it is open.
+    """
+    with tempfile.TemporaryDirectory(prefix="benchbridge-", ignore_cleanup_errors=True) as place:
+        connection = None
+        # Once without keeping anybody out, to see how long it takes. What that copied may be torn, and is copied over.
+        if _size(file) <= _LARGEST_BYTES and 0 < _copy(file, place) <= _LONGEST_S:
+            with held() as is_held:
+                copied = is_held and _copy(file, place) > 0
+            if copied:
+                connection = _open(Path(place, file.name))
+    try:
+        yield connection
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _open(copy: Path) -> DuckDBPyConnection | None:
+    try:
+        connection = duckdb.connect(str(copy), read_only=True, config={"memory_limit": _MEMORY})
+        connection.execute("SET TimeZone = 'UTC'")
+    except duckdb.Error as error:  # it was read a moment ago, so something is wrong with the copy: the file itself can still be read
+        _logger.warning("the copy of a benchmark file cannot be read: %s", error)
+        return None
+    return connection
+
+
+def _parts(file: Path) -> list[Path]:
+    return [part for part in (file, file.with_name(f"{file.name}.wal")) if part.exists()]
+
+
+def _size(file: Path) -> int:
+    return sum(part.stat().st_size for part in _parts(file))
+
+
+def _copy(file: Path, place: str) -> float:
+    """Copy file and log into the directory. Seconds that took; 0 if it could not be done."""
+    command = shutil.which("cp")
+    if command is None:
+        return 0.0
+    Path(place, f"{file.name}.wal").unlink(missing_ok=True)
+    began = time.monotonic()
+    try:
+        done = subprocess.run([command, "--", *_parts(file), place], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError:
+        return 0.0
+    return max(time.monotonic() - began, 1e-6) if done.returncode == 0 else 0.0
