@@ -254,8 +254,8 @@ def look(
     layout, ids = source.ids()
     if ids.type != seen[0].type or ids.null_count:
         return None
-    new = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.concat_arrays(seen)))).combine_chunks()
-    if len(ids) - len(new) != sum(map(len, seen)) or len(new) > most or pc.count_distinct(new).as_py() != len(new):
+    new = _new_among(ids, pa.concat_arrays(seen))
+    if new is None or len(new) > most or pc.count_distinct(new).as_py() != len(new):
         return None
     due = ledger.comparisons.due(source_id, most)
     if len(due) >= most:
@@ -275,6 +275,18 @@ def look(
         pa.table([table.column(name).cast(columns.field(name).type) for name in columns.names], schema=columns) for table in (fresh, again)
     ]
     return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(_ORDER))
+
+
+def _new_among(ids: pa.ChunkedArray, seen: pa.Array) -> pa.Array | None:
+    """The ids that were not seen before; None if one that was seen is gone, or is there twice.
+
+    Most files only grow at their end. Then they begin with what was seen, in the same order, and comparing that costs a tenth of looking everything up.
+    """
+    new = ids.slice(len(seen)).combine_chunks()
+    if ids.slice(0, len(seen)).equals(pa.chunked_array([seen])):
+        return None if pc.any(pc.is_in(seen, value_set=new)).as_py() else new
+    new = ids.filter(pc.invert(pc.is_in(ids, value_set=seen))).combine_chunks()
+    return new if len(ids) - len(new) == len(seen) else None
 
 
 def _due_again(

@@ -17,7 +17,9 @@ import pyarrow as pa
 from benchbridge_plugin.carrier import Carrier
 from benchbridge_plugin.errors import LeaseLost, LedgerError
 from benchbridge_plugin.heartbeat import Heartbeat
+from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Ended, Holder, Ledger, Share
+from benchbridge_plugin.model import SinkProfile
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Tally
@@ -177,11 +179,12 @@ class Helper:
         """
         tally = Tally()
         run_id = None
+        ends: tuple[Sink, SinkProfile, Layout] | None = None  # looked at once for each run, as the run itself does
         while not stopping() and (self._failed is None or self._clock() - self._failed >= _REST_S):
             share = self._ledger.shares.take(self._source_name, self._owner, self._lease_s)
             if share is not None:
                 run_id = share.holder.run_id
-                self._carry(source_id, share, tally, stopping)
+                ends = self._carry(source_id, share, ends, tally, stopping)
                 continue
             holder = self._ledger.leases.holder(self._source_name) if run_id is not None else None
             if holder is None or holder.run_id != run_id:
@@ -191,13 +194,18 @@ class Helper:
             _logger.info("helped sync run %d: %d synced, %d refused, %d to be retried", run_id, tally.synced, tally.rejected, tally.failed)
         return tally.synced
 
-    def _carry(self, source_id: int, share: Share, tally: Tally, stopping: Callable[[], bool]) -> None:
+    def _carry(
+        self,
+        source_id: int,
+        share: Share,
+        ends: tuple[Sink, SinkProfile, Layout] | None,
+        tally: Tally,
+        stopping: Callable[[], bool],
+    ) -> tuple[Sink, SinkProfile, Layout]:
         beat = Heartbeat(self._ledger, share.holder, self._clock, stopping)
         done = False
         try:
-            sink = self._sink()
-            profile = sink.profile()
-            layout = self._source.layout()
+            sink, profile, layout = ends or (found := self._sink(), found.profile(), self._source.layout())
             rows = self._batch_size or sink.batch_rows
 
             def batches(stop: Callable[[], bool]) -> Iterator[pa.Table]:
@@ -210,6 +218,7 @@ class Helper:
             beat.check()
             done = True
             self._failed = None
+            return sink, profile, layout
         except LeaseLost:  # the run is over: that is no failure of ours
             raise
         except BaseException:

@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, StaticPool, create_engine
 
+from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.ledger import bulk, schema
 from benchbridge_plugin.ledger.claims import CLAIM_SCHEMA
+from tests.conftest import Book, make_batch
+from tests.kit import ledgers
 
 #: A row: result id, content hash, key, subject, time, quality; and the sink's name for it.
 Row = tuple[str, bytes, bytes, int, int | None, int]
@@ -46,9 +49,13 @@ def rows_of(ids: st.SearchStrategy[str], names: st.SearchStrategy[str | None]) -
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[Connection]:
-    engine = create_engine("sqlite://", poolclass=StaticPool)
+    url = "sqlite://" if ledgers.kind == "sqlite" else ledgers.postgres().new_url()
+    engine = create_engine(url, poolclass=StaticPool)
     schema.metadata.create_all(engine)
     with engine.connect() as made:
+        if ledgers.kind == "postgresql":  # rows alone, without what they refer to
+            made.exec_driver_sql("SET session_replication_role = replica")
+            made.commit()
         yield made
     engine.dispose()
 
@@ -63,7 +70,8 @@ def written(connection: Connection, fresh: pa.Table, names: pa.Array, fewest: in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "_FEWEST", fewest)
         made = bulk.insert_delivered(connection, 7, 42, fresh, names, 1_800_000_000.25)
-    values = ", ".join(f"{name}, typeof({name})" for name in _COLUMNS)
+    kind = "typeof" if ledgers.kind == "sqlite" else "pg_typeof"
+    values = ", ".join(f"{name}, {kind}({name})" for name in _COLUMNS)
     found = [tuple(row) for row in connection.exec_driver_sql(f"SELECT {values} FROM deliveries ORDER BY result_id, content_hash")]
     connection.rollback()
     assert made == len(fresh) == len(found)
@@ -139,3 +147,16 @@ def test_batches_whose_sink_gives_no_names_are_laid_out_too(connection: Connecti
 def test_no_rows_are_no_work(connection: Connection) -> None:
     """Whatever the limit is."""
     assert bulk.insert_delivered(connection, 7, 42, CLAIM_SCHEMA.empty_table(), pa.array([], pa.string()), 0.0) == 0
+
+
+def test_a_row_that_is_there_already_is_an_error_of_the_ledger(book: Book) -> None:
+    """And nothing of the batch is written: on PostgreSQL the error comes past SQLAlchemy."""
+    count = bulk._FEWEST + 1
+    book.compared(2 * count)
+    batch = make_batch(*({} for _ in range(count)))
+    book.claim(batch)
+    book.acknowledge(batch)
+    fresh = table_of([("1", (1).to_bytes(16, "big"), bytes(16), 1, 0, 0)] * count)
+    with pytest.raises(LedgerError), book.ledger._store.writing() as connection:
+        bulk.insert_delivered(connection, book.source_id, 1, fresh, pa.nulls(count, pa.string()), 0.0)
+    assert book.accounting.delivered == count

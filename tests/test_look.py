@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import text
 
+from benchbridge_plugin import comparison
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.model import State
 from tests.conftest import World, fill
@@ -192,3 +193,15 @@ def test_counts_that_are_out_of_step_are_noticed_and_corrected(world: World, cap
         world.sync()
     assert "out of step" in caplog.text
     assert world.accounting.delivered == ROWS + 1
+
+
+@pytest.mark.parametrize("known", [[1, 2, 3], [3, 1, 2], [2], []], ids=str)
+@pytest.mark.parametrize(
+    "found", [[1, 2, 3], [1, 2, 3, 4, 5], [3, 1, 2, 9], [9, 1, 2, 3], [1, 2], [1, 2, 3, 3], [1, 1, 2, 3], [2, 7, 2], [4]], ids=str
+)
+def test_what_is_new_is_told_the_same_in_whatever_order_the_file_has_it(known: list[int], found: list[int]) -> None:
+    """By the plain definition: new is what was not seen, and everything seen is there once."""
+    new = [number for number in found if number not in known]
+    told = new if sorted(set(found) & set(known)) == sorted(number for number in found if number in known) == sorted(known) else None
+    answer = comparison._new_among(pa.chunked_array([pa.array(found[:1]), pa.array(found[1:], pa.int64())]), pa.array(known, pa.int64()))
+    assert (None if answer is None else answer.to_pylist()) == told
