@@ -70,11 +70,10 @@ class Accounts:
 
     def coverage(self, source_id: int) -> list[dict[str, object]]:
         """One row for each (model, hardware): `total` on disk at the last comparison, and how many of them are where."""
-        by_state = (
-            select(subjects.c.model, subjects.c.hardware, deliveries.c.state, func.count())
-            .join(subjects)
+        by_state = (  # by number, and named afterwards: to group a million rows by their texts takes twice as long
+            select(deliveries.c.subject_id, deliveries.c.state, func.count())
             .where(deliveries.c.source_id == source_id, deliveries.c.state < int(State.SUPERSEDED))
-            .group_by(subjects.c.model, subjects.c.hardware, deliveries.c.state)
+            .group_by(deliveries.c.subject_id, deliveries.c.state)
         )
         on_disk = (
             select(subjects.c.model, subjects.c.hardware, tallies.c.total, tallies.c.skipped)
@@ -85,12 +84,12 @@ class Accounts:
         with self._store.reading() as connection:
             for model, hardware, total, skipped in connection.execute(on_disk):
                 cells[model, hardware] = {"total": total, "skipped": skipped}
-            for model, hardware, state, count in connection.execute(by_state):
-                cells.setdefault((model, hardware), {"total": 0, "skipped": 0})[STATE_NAMES[State(state)]] = count
-            claimed = claims.by_subject(connection, source_id)
-            for subject_id, model, hardware in connection.execute(select(subjects).where(subjects.c.subject_id.in_(claimed))):
-                cell = cells.setdefault((model, hardware), {"total": 0, "skipped": 0})
-                cell["in_doubt"] = cell.get("in_doubt", 0) + claimed[subject_id]
+            counted = [(subject_id, STATE_NAMES[State(state)], count) for subject_id, state, count in connection.execute(by_state)]
+            counted += [(subject_id, "in_doubt", count) for subject_id, count in claims.by_subject(connection, source_id).items()]
+            names = {subject_id: (model, hardware) for subject_id, model, hardware in connection.execute(select(subjects))}
+        for subject_id, name, count in counted:
+            cell = cells.setdefault(names[subject_id], {"total": 0, "skipped": 0})
+            cell[name] = cell.get(name, 0) + count
         rows: list[dict[str, object]] = []
         for (model, hardware), cell in sorted(cells.items()):
             states = {name: cell.get(name, 0) for name in ("delivered", "retrying", "in_doubt", "rejected", "skipped")}
