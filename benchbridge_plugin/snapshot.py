@@ -37,7 +37,12 @@ def snapshot(file: Path, held: Callable[[], AbstractContextManager[bool]]) -> It
     `held()` opens the file so that nobody can write it, and says whether that is so. Raises what that raises. The copy has the file's name, for that is
     what its database is called, and is gone from the disk as soon as it is open.
     """
-    with tempfile.TemporaryDirectory(prefix="benchbridge-", ignore_cleanup_errors=True) as place:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="benchbridge-", ignore_cleanup_errors=True)
+    except OSError:  # there is no place that this process may write
+        yield None
+        return
+    with directory as place:
         connection = None
         # Once without keeping anybody out, to see how long it takes. What that copied may be torn, and is copied over.
         if _size(file) <= _LARGEST_BYTES and 0 < _copy(file, place) <= _LONGEST_S:

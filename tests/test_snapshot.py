@@ -163,6 +163,13 @@ def test_where_no_copy_can_be_made_the_file_is_read_in_slices(
     assert throughputs(rows) == EVERYTHING
 
 
+def test_where_nothing_may_be_written_the_file_is_read_in_slices(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    rows, reader = read(large)
+    assert throughputs(rows) == EVERYTHING
+    assert reader.holds()["count"] > 1
+
+
 def test_a_name_that_looks_like_an_option_is_copied_too(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = large.rename(large.with_name("-rf it's; $(x).duckdb"))
     monkeypatch.chdir(odd.parent)
