@@ -205,3 +205,34 @@ def test_what_is_new_is_told_the_same_in_whatever_order_the_file_has_it(known: l
     told = new if sorted(set(found) & set(known)) == sorted(number for number in found if number in known) == sorted(known) else None
     answer = comparison._new_among(pa.chunked_array([pa.array(found[:1]), pa.array(found[1:], pa.int64())]), pa.array(known, pa.int64()))
     assert (None if answer is None else answer.to_pylist()) == told
+
+
+def test_what_waits_is_sent_at_its_time_and_not_before(world: World, sink: Scripted, slices: Slices) -> None:
+    sink.fate = lambda result_id: FAILED if result_id == "100" else None
+    world.database.insert(result_id=100)
+    policy = {"retry_base_s": 30.0}
+    assert world.sync(kind="schedule", policy=policy).failed == 1
+    sink.fate = lambda result_id: None
+    world.clock.advance(29.9)
+    world.database.insert(result_id=101)
+    assert world.sync(kind="schedule", policy=policy).synced == 1
+    assert sink.sent == ["100", "101"]
+    (waiting,) = (row for row in world.rows() if row["result_id"] == "100")
+    world.clock.time = waiting["next_attempt_at"]
+    world.database.insert(result_id=102)
+    assert world.sync(kind="schedule", policy=policy).synced == 2
+    assert sorted(sink.sent[2:]) == ["100", "102"]
+    assert slices.count == 0
+
+
+def test_what_was_written_by_a_clock_far_ahead_does_not_wait_for_it(world: World, sink: Scripted, slices: Slices) -> None:
+    """The clock was put right; nobody knows when the time would be."""
+    sink.fate = lambda result_id: FAILED if result_id == "100" else None
+    world.database.insert(result_id=100)
+    world.clock.advance(86_400)
+    assert world.sync(kind="schedule", policy={"compare_every_s": 1e9}).failed == 1
+    sink.fate = lambda result_id: None
+    world.clock.advance(-80_000)
+    world.database.insert(result_id=101)
+    assert world.sync(kind="schedule", policy={"compare_every_s": 1e9}).synced == 2
+    assert slices.count == 0

@@ -212,25 +212,18 @@ class Comparisons:
         return [chunk for table in tables for chunk in table.column("id").chunks]
 
     def due(self, source_id: int, limit: int) -> pa.Table:
-        """The rows that wait and whose time has come, as KNOWN_SCHEMA."""
-        columns = (deliveries.c.result_id, deliveries.c.content_hash, deliveries.c.state, deliveries.c.attempts)
+        """The rows that wait and whose time has come: result_id, content_hash and attempts, of KNOWN_SCHEMA."""
         now = self._now()
         come = or_(
             deliveries.c.next_attempt_at.is_(None), deliveries.c.next_attempt_at <= now, deliveries.c.updated_at > now + CLOCKS_APART_S
         )
         waiting = deliveries.c.state.in_([int(State.PENDING), int(State.RETRYING)])
-        statement = among_open(select(*columns).where(deliveries.c.source_id == source_id, waiting, come).limit(limit))
+        columns = [KNOWN_SCHEMA.field(name) for name in ("result_id", "content_hash", "attempts")]
+        rows = select(*(deliveries.c[column.name] for column in columns)).where(deliveries.c.source_id == source_id, waiting, come)
         with self._store.reading() as connection:
-            rows = connection.execute(statement).all()
+            found = connection.execute(among_open(rows.limit(limit))).all()
         return pa.table(
-            {
-                "result_id": [row[0] for row in rows],
-                "content_hash": [row[1] for row in rows],
-                "state": [row[2] for row in rows],
-                "due": [True] * len(rows),
-                "attempts": [row[3] for row in rows],
-            },
-            schema=KNOWN_SCHEMA,
+            [pa.array([row[place] for row in found], column.type) for place, column in enumerate(columns)], schema=pa.schema(columns)
         )
 
 
