@@ -352,10 +352,9 @@ def test_a_helper_that_was_frozen_past_its_lease_cannot_write(world: World, host
     go_on.set()
     thread.join(PATIENCE_S)
     assert [type(error) for error in lost] == [LeaseLost]
-    assert (summary.synced, summary.in_doubt) == (
-        ROWS - BATCH,
-        BATCH,
-    )  # the batch that it had claimed ahead: its absence does not count yet
+    # In doubt is the batch that it may have claimed ahead: its absence does not count yet.
+    assert summary.synced + summary.in_doubt == ROWS
+    assert summary.in_doubt in (0, ROWS // 6 - BATCH)
     world.clock.advance(10)
     hosts.leader().run(SyncRequest())
     hosts.finished(ROWS)
