@@ -19,7 +19,7 @@ from benchbridge_plugin.errors import LeaseLost, LedgerError
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Ended, Holder, Ledger, Share
-from benchbridge_plugin.model import SinkProfile
+from benchbridge_plugin.model import SinkProfile, State
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Tally
@@ -110,7 +110,7 @@ class Sharing:
                 end(self._ledger, self._holder, self._source_id, number, part)
             ended, left = self._ledger.shares.outcome(self._holder, self._source_id, part)
             self._ended.append(ended)
-            refused = sum(result.state.name == "REJECTED" for result in ended)
+            refused = sum(result.state is State.REJECTED for result in ended)
             self._returned.append(Returned(left, len(left) + refused))
         return sum(not offers[number].taken for number in self._out)
 
