@@ -187,6 +187,7 @@ class BenchmarkPredictivePerformanceBridge:
     def start(self) -> None:
         """Begin to serve in this process: open the ledger, and start the timer if `auto_sync_enabled`. Call it after any fork."""
         parts = self._workshop.parts()
+        parts.courier.nudge()
         if self.config.auto_sync_enabled:
             parts.scheduler.start(run_now=self.config.sync_on_startup)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -13,8 +14,9 @@ from typing import Any, get_args, get_origin
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.urls import redact_url
 
-SECRETS = frozenset({"api_key", "bridge_api_key"})
+SECRETS = frozenset({"api_key", "bridge_api_key", "webhook_secret"})
 _LARGEST_NUMBER = 10**15
+_SHORTEST_KEY = 24
 
 
 def coerce(key: str, hint: Any, value: Any, where: str) -> Any:
@@ -94,6 +96,14 @@ def _number(kind: type[int] | type[float], value: int | float | str) -> int | fl
     if abs(number) > _LARGEST_NUMBER:
         raise OverflowError
     return kind(number)
+
+
+def is_signing_secret(secret: str) -> bool:
+    """Whether it is what the Standard Webhooks specification takes for a secret: base64 of enough bytes, perhaps with its prefix."""
+    try:
+        return len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) >= _SHORTEST_KEY
+    except ValueError:
+        return False
 
 
 def shown(key: str, value: object) -> str:

@@ -15,11 +15,12 @@ from types import MappingProxyType
 from typing import Any, get_type_hints
 from zoneinfo import ZoneInfo
 
-from benchbridge_plugin.coercion import SECRETS, coerce, shown
+from benchbridge_plugin.coercion import SECRETS, coerce, is_signing_secret, shown
 from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.events import TYPES
 from benchbridge_plugin.files import LEDGER_SUFFIX, Files
 from benchbridge_plugin.files import check as check_paths
-from benchbridge_plugin.urls import is_http_url, is_in_memory, redact_url
+from benchbridge_plugin.urls import is_http_url, is_in_memory, is_webhook_url, redact_url
 
 SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
@@ -102,6 +103,9 @@ class BridgeConfig:
     shutdown_timeout_s: float = 10.0
     bridge_api_key: str | None = None
     read_access: str = "key"
+    webhook_url: str | None = None
+    webhook_secret: str | None = None
+    webhook_events: tuple[str, ...] = TYPES
 
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -329,6 +333,16 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
             where=where,
         )
     require(is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host, and no query")
+    require(config.webhook_url is None or is_webhook_url(config.webhook_url), "webhook_url", "a http or https URL with a host")
+    require(set(config.webhook_events) <= set(TYPES), "webhook_events", f"a list of {' and '.join(TYPES)}")
+    require(config.webhook_secret is None or is_signing_secret(config.webhook_secret), "webhook_secret", "base64 of 24 bytes or more")
+    if whole and config.webhook_url is not None and config.webhook_secret is None:
+        raise ConfigError(
+            f"webhook_url in {where} needs a webhook_secret, with which events are signed.",
+            guidance="Make one, for sender and receiver: echo whsec_$(openssl rand -base64 32).",
+            key="webhook_secret",
+            where=where,
+        )
     require(not is_in_memory(config.resolved_ledger_url), "ledger_url", "a file or a database that outlives the process")
     for key in sorted(SECRETS):
         secret = getattr(config, key)

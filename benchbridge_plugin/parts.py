@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from benchbridge_plugin.config import BridgeConfig
+from benchbridge_plugin.courier import Courier
 from benchbridge_plugin.ends import Ends, HostServices
 from benchbridge_plugin.errors import BridgeError, LeaseLost
 from benchbridge_plugin.feed import Feed
@@ -23,9 +24,11 @@ from benchbridge_plugin.roster import Roster
 from benchbridge_plugin.round import Turn
 from benchbridge_plugin.scheduler import SyncScheduler
 from benchbridge_plugin.sync import Policy, SyncEngine
+from benchbridge_plugin.webhook import Webhook
 
 _logger = logging.getLogger(__name__)
 
+_COURIERS_PATIENCE_S = 5.0
 _LONGEST_LOOKBACK_DAYS = 100_000  # further back than any clock: the same as no limit
 
 #: What a forked child has from its parent. It must neither use it nor let it be closed: SQLite would take the parent's file for abandoned.
@@ -42,6 +45,7 @@ class Parts:
     mapper: Mapper
     ledger: Ledger
     scheduler: SyncScheduler
+    courier: Courier
     stopping: threading.Event = field(default_factory=threading.Event)
     working: int = 0  # how many threads use them; guarded by the workshop's gate
     turn: Turn = field(default_factory=Turn)
@@ -146,6 +150,7 @@ class Workshop:
             if not in_time:
                 _logger.warning("a sync did not end in time; what it had handed over is in doubt and will be asked for")
                 return  # its parts stay open under it; the process is about to end
+            parts.courier.close(min(_COURIERS_PATIENCE_S, max(deadline - time.monotonic(), 0.0)))
             parts.mapper.close()
             parts.ledger.close()
         if ends is not None:
@@ -171,17 +176,19 @@ class Workshop:
 
     def _build(self, ends: Ends) -> Parts:
         config = self._config
-        ledger = Ledger(config.resolved_ledger_url, now=self._now)
+        courier = Courier(lambda: ledger.outbox, webhook_of(config, self._now), self._now)
+        wanted = frozenset(config.webhook_events) if config.webhook_url is not None else frozenset[str]()
+        ledger = Ledger(config.resolved_ledger_url, now=self._now, events=wanted, told=courier.tell)
         ledger.check()
         mapper = Mapper(rules_of(config))
         scheduler = SyncScheduler(
             claim=lambda at_once: not parts.stopping.is_set() and self._claim(parts, at_once),
             cycle=lambda kind: self._at_tick(parts, lambda: self._cycle(parts, kind)),
-            help=lambda: self._at_tick(parts, lambda: _help(parts)),
+            help=lambda: self._at_tick(parts, lambda: _between_cycles(parts)),
             # Where work is shared, a run that begins should not have to wait long for its helpers.
             look_every_s=min(1.0 if policy_of(config).share_work else 5.0, config.sync_interval_minutes * 60 / 4),
         )
-        parts = Parts(os.getpid(), config, ends, mapper, ledger, scheduler)
+        parts = Parts(os.getpid(), config, ends, mapper, ledger, scheduler, courier)
         return parts
 
 
@@ -191,6 +198,17 @@ def _own(kept: _Kept | None) -> _Kept | None:
         return kept
     _inherited.append(kept)
     return None
+
+
+def _between_cycles(parts: Parts) -> None:
+    parts.courier.nudge()  # another process may have left events and ended
+    _help(parts)
+
+
+def webhook_of(config: BridgeConfig, now: Callable[[], float]) -> Webhook | None:
+    if config.webhook_url is None or config.webhook_secret is None:
+        return None
+    return Webhook(config.webhook_url, config.webhook_secret, timeout_s=config.request_timeout_s, ca_bundle=config.ca_bundle, now=now)
 
 
 def _help(parts: Parts) -> None:

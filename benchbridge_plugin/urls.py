@@ -48,6 +48,11 @@ def is_http_url(url: str) -> bool:
         return False
 
 
+def is_webhook_url(url: str) -> bool:
+    """Whether something can be posted to it. Unlike the address of an API it may have a query."""
+    return is_http_url(url.partition("?")[0]) and url.isprintable() and " " not in url and "#" not in url
+
+
 def is_in_memory(url: str) -> bool:
     """Whether this is an SQLite database that is gone with the process. A ledger that forgets would have everything sent again."""
     kind, _, place = url.partition("://")
