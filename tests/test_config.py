@@ -373,7 +373,7 @@ def test_every_key_is_documented_with_its_type_and_default_and_the_other_way_rou
         "tuple": "list of names",
         "Mapping": "object of names",
     }
-    others = {"benchmark_db_path": "text or list of texts", **dict.fromkeys(("api_key", "bridge_api_key"), "secret")}
+    others = {"benchmark_db_path": "text or list of texts", **dict.fromkeys(("api_key", "bridge_api_key", "webhook_secret"), "secret")}
     hints = get_type_hints(BridgeConfig)
     shown = BridgeConfig().redacted()
     for key, (kind, default, variable, meaning) in rows.items():

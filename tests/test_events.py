@@ -127,7 +127,9 @@ def test_without_a_webhook_nothing_is_written(tmp_path: Path, clock: Clock) -> N
 def test_the_signature_is_that_of_the_specification() -> None:
     """The example of the Standard Webhooks specification, to the letter."""
     body = b'{"test": 2432232314}'
-    assert signature(secret_key(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert (
+        signature(secret_key(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    )
 
 
 def test_the_example_of_the_page_verifies_what_is_sent(book: Book, receiver: Receiver) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import duckdb
 import pytest
+import requests
 from unified_server import create_app, shutdown, startup
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge, plugin
@@ -197,6 +199,44 @@ def _with_key(server: Server, key: str) -> Server:
             return answer.json()
 
     return Keyed(server.url, server.process)
+
+
+def test_every_worker_exposes_the_figures_of_the_report(tmp_path: Path) -> None:
+    """Four workers, of which one has done the sync: whoever answers, at rest the metrics are the report's, and no counter falls while a sync goes on."""
+    pytest.importorskip("gunicorn")
+    build("V1", tmp_path / "bench.duckdb", limit=300, newest=datetime.now(UTC))
+    config = {
+        "benchmark_db": {"path": "bench.duckdb"},
+        "predictive_performance": {"path": "predictive.duckdb", "shared": True},
+        "benchmark_predictive_performance": bridge_section(batch_size=20),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["gunicorn", "-c", str(GUNICORN), "-b", "127.0.0.1:0", "-w", "4", "unified_server.wsgi:app"]
+    with running(words, tmp_path, UNIFIED_SERVER_CONFIG="config.json") as process:
+        server = Server(_address(read_until(process, "Listening at")), process)
+
+        def scrape() -> dict[str, float]:
+            answer = requests.get(f"{server.url}/api/bridge/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+            assert answer.ok, answer.text
+            return {name: float(value) for name, value in re.findall(r"^(\w+(?:\{.*\})?) (\S+)$", answer.text, re.MULTILINE)}
+
+        server.post("/api/bridge/sync", {"wait": False})
+        during = [scrape()['benchbridge_deliveries_total{source="bench"}'] for _ in range(10)]
+        assert during == sorted(during)
+        server.post("/api/bridge/sync", {"wait": True})
+        until(lambda: server.get("/api/bridge/status")["lease"] is None)
+        report = server.get("/api/bridge/report")
+        scrapes = [scrape() for _ in range(20)]
+        code, output = stop(process)
+    accounting = report["accounting"]
+    assert accounting["delivered"] == 300
+    for figures in scrapes:
+        for state in ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped"):
+            assert figures[f'benchbridge_results{{source="bench",state="{state}"}}'] == accounting[state]
+        assert figures['benchbridge_results_on_disk{source="bench"}'] == report["total_results"]
+        assert figures['benchbridge_deliveries_total{source="bench"}'] == sum(run["synced"] for run in report["sync_history"])
+    assert all(figures == scrapes[0] for figures in scrapes)
+    assert code == 0, output
 
 
 def test_strict_keeps_gunicorn_from_starting(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def scrape(host: Host) -> Figures:
     """Every sample by its name and the values of its labels, in the order of their names."""
     answer = host.client.get("/api/bridge/metrics")
     assert (answer.status_code, answer.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8"), answer.text
-    families: Any = text_string_to_metric_families(answer.text)
+    families: Any = text_string_to_metric_families(answer.text)  # type: ignore[no-untyped-call]
     return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
 
@@ -64,7 +64,9 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_every_documente
     exposed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = re.findall(r"^\| `(benchbridge_\w+)` \| (\w+) \| ([\w, ]*) ?\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert {name: kind for name, kind, _ in rows} == exposed
-    labels = {name: set(re.findall(r'(\w+)="', found or "")) for name, found in re.findall(r"^(benchbridge_\w+)(\{.*\})? ", text, re.MULTILINE)}
+    labels = {
+        name: set(re.findall(r'(\w+)="', found or "")) for name, found in re.findall(r"^(benchbridge_\w+)(\{.*\})? ", text, re.MULTILINE)
+    }
     documented = {name: set(re.findall(r"\w+", found)) for name, _, found in rows}
     assert labels == {name: documented[name] for name in labels}
 
