@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
@@ -52,7 +52,7 @@ def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
         with BenchmarkPredictivePerformanceBridge(config=scratch) as bridge:
             source = _source(bridge)
             sink = _sink(bridge, settings)
-            findings += [*source, _ledger(settings), *sink]
+            findings += [*source, _ledger(settings), *sink, *_webhook(settings)]
             readable = any(finding.level == "ok" for finding in source)
             if readable and all(finding.level != "error" for finding in sink):
                 findings += _forecast(bridge)
@@ -191,6 +191,18 @@ def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) ->
             )
         )
     return findings
+
+
+def _webhook(config: BridgeConfig) -> list[Finding]:
+    """Nothing is sent: a receiver would take it for something that happened."""
+    if config.webhook_url is None:
+        return []
+    host = urlsplit(config.webhook_url).hostname
+    if not config.webhook_events:
+        return [Finding("warning", "webhook", f"{host} is told of nothing", "Name events in webhook_events, or leave it out.")]
+    if config.webhook_url.startswith("http://"):
+        return [Finding("warning", "webhook", f"{host} is told without encryption", "Use https for a receiver on another machine.")]
+    return [Finding("ok", "webhook", f"{host} is told of {', '.join(config.webhook_events)}; whether it answers is not tried")]
 
 
 def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:

@@ -61,6 +61,23 @@ def test_a_healthy_setup_is_all_ok_and_says_what_a_sync_would_do(database: Path,
     assert api.rows == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "level", "said"),
+    [
+        ({"webhook_url": "https://example.org/secret-path"}, "ok", "example.org is told of run.finished, refusals.new"),
+        ({"webhook_url": "http://example.org/secret-path"}, "warning", "example.org is told without encryption"),
+        ({"webhook_url": "https://example.org/secret-path", "webhook_events": []}, "warning", "example.org is told of nothing"),
+    ],
+)
+def test_a_webhook_is_looked_at_and_told_nothing(
+    database: Path, api: BaseContractServer, settings: dict[str, Any], level: str, said: str
+) -> None:
+    """Its path may be a secret and is not shown."""
+    (finding,) = look(database, api, webhook_secret="A" * 32, **settings)["webhook"]
+    assert (finding.level, finding.message.startswith(said)) == (level, True)
+    assert "secret-path" not in finding.message
+
+
 def test_a_wrong_config_ends_the_examination(tmp_path: Path) -> None:
     """There is nothing to look at then."""
 
