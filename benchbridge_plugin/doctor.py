@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -15,9 +17,11 @@ from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.files import BenchmarkFile
-from benchbridge_plugin.model import CONTRACT_HARDWARE, SyncRequest
+from benchbridge_plugin.model import CONTRACT_HARDWARE, RunSummary, SyncRequest, SyncTotal
+from benchbridge_plugin.rehearsal import Refused, Rehearsal
 
 _ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
+_CLOCKS_APART_S = 60.0
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
 
 
@@ -52,7 +56,7 @@ def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
         with BenchmarkPredictivePerformanceBridge(config=scratch) as bridge:
             source = _source(bridge)
             sink = _sink(bridge, settings)
-            findings += [*source, _ledger(settings), *sink, *_webhook(settings)]
+            findings += [*source, *_ledger(settings), *sink, *_webhook(settings)]
             readable = any(finding.level == "ok" for finding in source)
             if readable and all(finding.level != "error" for finding in sink):
                 findings += _forecast(bridge)
@@ -76,7 +80,8 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
         roles = bridge.source_roles()
     except BridgeError as error:
         return [_bad("benchmark db", error)]
-    findings = [Finding("ok", "benchmark db", f"{bridge.config.files.label} is readable; roles found: {', '.join(sorted(roles))}")]
+    columns = ", ".join(f"{role} ({roles[role]})" for role in sorted(roles))
+    findings = [Finding("ok", "benchmark db", f"{bridge.config.files.label} is readable; roles found: {columns}")]
     for role, setting in _ASSUMABLE:
         if role not in roles and getattr(bridge.config, setting) is None:
             findings.append(_without(role, setting, "it has"))
@@ -116,14 +121,15 @@ def _without(role: str, setting: str, who: str) -> Finding:
     )
 
 
-def _ledger(config: BridgeConfig) -> Finding:
-    """Looks without `Ledger`, which would make the tables, or bring them up to date."""
-    from sqlalchemy import create_engine, inspect, select
+def _ledger(config: BridgeConfig) -> list[Finding]:
+    """The ledger, and the clock as far as the ledger's past tells it. Looks without `Ledger`, which would make the tables, or bring them up to date."""
+    from sqlalchemy import create_engine, func, inspect, select
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    from benchbridge_plugin.ledger.schema import VERSION, ledger_meta
+    from benchbridge_plugin.ledger.schema import ledger_meta, runs
 
+    latest = None
     try:
         url = make_url(config.resolved_ledger_url)
         place = url.render_as_string(hide_password=True)
@@ -131,7 +137,7 @@ def _ledger(config: BridgeConfig) -> Finding:
             path = Path(url.database or "")
             place = str(path)
             if finding := _not_there(path):
-                return finding
+                return [finding, _clock(None)]
             url = make_url(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
         engine = create_engine(url)
         try:
@@ -139,14 +145,21 @@ def _ledger(config: BridgeConfig) -> Finding:
                 tables = inspect(connection).get_table_names()
                 known = ledger_meta.name in tables
                 found = connection.execute(select(ledger_meta.c.value).where(ledger_meta.c.name == "version")).scalar() if known else None
+                if known and runs.name in tables:
+                    latest = connection.execute(select(func.max(runs.c.started_at))).scalar()
         finally:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        return Finding(
-            "error", "ledger", f"the ledger cannot be read: {cause}", "Check ledger_url (--ledger); docs/operations.md says more.", 2
-        )
-    version = int(found or 0)
+        message = f"the ledger cannot be read: {cause}"
+        guidance = "Check ledger_url (--ledger); docs/operations.md says more."
+        return [Finding("error", "ledger", message, guidance, 2), _clock(None)]
+    return [_of_version(place, int(found or 0), tables), _clock(latest)]
+
+
+def _of_version(place: str, version: int, tables: Sequence[str]) -> Finding:
+    from benchbridge_plugin.ledger.schema import VERSION
+
     if version > VERSION:
         message = f"{place} has version {version}, and this benchbridge knows versions up to {VERSION}"
         return Finding("error", "ledger", message, "Upgrade benchbridge: pip install -U benchbridge.", 2)
@@ -156,6 +169,17 @@ def _ledger(config: BridgeConfig) -> Finding:
     if 0 < version < VERSION:
         return Finding("ok", "ledger", f"{place} has version {version}; the next sync brings it up to date")
     return Finding("ok", "ledger", f"{place} is readable" if version else f"{place} is empty; the first sync makes its tables")
+
+
+def _clock(latest_run: float | None) -> Finding:
+    """The look-back and the times of runs go by this machine's clock. A run of the past that began in the future shows that it was set back."""
+    now = time.time()
+    shown = datetime.fromtimestamp(now, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
+    if latest_run is not None and latest_run > now + _CLOCKS_APART_S:
+        ahead = datetime.fromtimestamp(latest_run, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
+        message = f"it is {shown} here, and the ledger has a run of {ahead}: this clock, or that of another host, is wrong"
+        return Finding("warning", "clock", message, "Set the clock (NTP). Nothing is lost: waiting times and leases move along.")
+    return Finding("ok", "clock", f"it is {shown}")
 
 
 def _not_there(path: Path) -> Finding | None:
@@ -177,7 +201,11 @@ def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) ->
     capabilities = ", ".join(sorted(profile.capabilities)) or "none: the base contract"
     findings = [
         Finding("ok", "predictive API", f"{name} answers; capabilities: {capabilities}"),
-        Finding("ok", "predictive API", f"takes hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}"),
+        Finding(
+            "ok",
+            "predictive API",
+            f"takes hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}; mode {', '.join(profile.modes)}",
+        ),
     ]
     if not set(profile.hardware) >= set(CONTRACT_HARDWARE):
         findings.append(Finding("warning", "predictive API", "it takes less hardware than the base contract names"))
@@ -222,7 +250,18 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     reasons = [f"{code} ({count})" for code, count in sorted(summary.reasons.items(), key=lambda item: -item[1])]
     if summary.rejected:
         findings.append(Finding("warning", "results", "not sent: " + ", ".join(reasons), "docs/reasons.md says what to do about each."))
-    return findings
+    return findings + [_example(one) for part in _parts(summary) for one in part.refused_examples]
+
+
+def _parts(summary: RunSummary) -> list[Rehearsal]:
+    """The dry run, or of several files each."""
+    each = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
+    return [one for one in each if isinstance(one, Rehearsal)]
+
+
+def _example(refused: Refused) -> Finding:
+    said = ", ".join(f"{column} is {value!r}" for column, value in refused.values.items())
+    return Finding("warning", "results", f"{refused.reason_code}, for example result {refused.result_id}: {said or refused.reason}")
 
 
 def _bad(part: str, error: BridgeError) -> Finding:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from benchbridge_plugin.model import RunSummary
     from benchbridge_plugin.verification import Verification
 
+_WIDEST_VALUE = 60
 _STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
 
 
@@ -38,6 +39,8 @@ def print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBri
         click.echo()
         click.echo(_by_file(summary, {} if summary.dry_run else bridge.accountings() or {}))
     if summary.dry_run:
+        for name, one in [(part.source, part.summary) for part in parts] or [("", summary)]:
+            _print_rehearsal(one, name)
         return
     accounting = bridge.accounting(source=source)
     if accounting["compared_at"] is None:  # it did not get as far as the file, and zeros would look like an empty one
@@ -53,6 +56,40 @@ def print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBri
         click.echo("\nWhy results were refused: benchbridge results --state rejected")
     if accounting["pending"] and summary.error_code is None and summary.state != "stopped":
         click.echo(f"\nStill pending: {accounting['pending']:,}. Send all of them with: benchbridge sync --all")
+
+
+def _print_rehearsal(summary: RunSummary, source: str) -> None:
+    """The examples of a dry run: how columns become fields, what is refused and for which value, what changed."""
+    from benchbridge_plugin.rehearsal import Rehearsal
+    from benchbridge_plugin.report import table
+
+    if not isinstance(summary, Rehearsal):
+        return
+    where = f"{plain(source)}: " if source else ""
+    for example in summary.examples:
+        click.echo(f"\n{where}result {plain(example.result_id)} would be sent as")
+        rows = [[line["field"], _said(line["sent"]), line["column"] or "-", _said(line["value"])] for line in example.mapping]
+        click.echo(table(["field", "sent", "from", "which says"], rows))
+    if summary.refused_examples:
+        click.echo(f"\n{where}refused, one example for each reason")
+        refused = [
+            [one.reason_code, one.result_id, ", ".join(f"{column} = {_said(value)}" for column, value in one.values.items()), one.reason]
+            for one in summary.refused_examples
+        ]
+        click.echo(table(["reason", "result", "which says", "sentence"], refused))
+    if summary.changed_examples:
+        more = (
+            f" (the first {len(summary.changed_examples)} of {summary.changed:,})"
+            if summary.changed > len(summary.changed_examples)
+            else ""
+        )
+        click.echo(f"\n{where}changed in the file{more}; the new content is a result of its own, and what was delivered stays at the API")
+        click.echo(table(["result", "the old content is"], [[one.result_id, one.before] for one in summary.changed_examples]))
+
+
+def _said(value: object) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= _WIDEST_VALUE else text[: _WIDEST_VALUE - 3] + "..."
 
 
 def _by_file(summary: Any, accountings: Mapping[str, Mapping[str, Any]]) -> str:

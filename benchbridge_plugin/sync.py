@@ -25,7 +25,8 @@ from benchbridge_plugin.errors import BridgeError, LedgerError, SinkUnclear
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Compared, Holder, Lease, Ledger
 from benchbridge_plugin.mapping import Mapper
-from benchbridge_plugin.model import Accounting, Progress, RunSummary, SinkProfile, SyncRequest, quality_names
+from benchbridge_plugin.model import Accounting, Progress, RunSummary, SinkProfile, SyncRequest
+from benchbridge_plugin.rehearsal import rehearse
 from benchbridge_plugin.settling import Settler
 from benchbridge_plugin.sharing import Helper, Sharing, is_carried, take_over
 from benchbridge_plugin.sinks.base import Sink
@@ -446,42 +447,21 @@ class SyncEngine:
 
     def _dry_run(self, request: SyncRequest, progress: Callable[[Progress], object]) -> RunSummary:
         began = self._ledger.now()
-        source_id = self.source_id
-        tally = Tally()
-        plan = self._compare(source_id, request, progress, wait=True)
-        limit = self._limit(request)
+        plan = self._compare(self.source_id, request, progress, wait=True)
         profile = self._sink().profile()
-        position = 0
-        while position < len(plan.candidates) and (not limit or tally.synced < limit):
-            chunk = plan.candidates.slice(position, _READ_ROWS)
-            position += len(chunk)
-            for code, quality in zip(
-                *(self._carrier.measure(plan.layout, chunk, profile).column(name).to_pylist() for name in ("reason_code", "quality")),
-                strict=True,
-            ):
-                if code is not None:
-                    tally.rejected += 1
-                    tally.reasons[code] += 1
-                elif not limit or tally.synced < limit:
-                    tally.synced += 1
-                    tally.quality.update(quality_names(quality))
-            progress(Progress("mapping", position, len(plan.candidates)))
-        return RunSummary(
-            None,
-            "succeeded",
-            request.kind,
-            True,
-            began,
-            self._ledger.now(),
-            considered=tally.considered,
-            synced=tally.synced,
-            rejected=tally.rejected,
-            skipped=sum(plan.comparison.skipped.values()),
-            reasons={**tally.reasons, **plan.comparison.skipped},
-            quality=tally.quality,
-            held=self._source.holds(),
-            message=f"Dry run: {tally.synced} would be sent, {tally.rejected} refused. No result was sent or recorded.",
-            request=asdict(request),
+        return rehearse(
+            plan,
+            request,
+            profile,
+            source=self._source,
+            mapper=self._mapper,
+            ledger=self._ledger,
+            source_id=self.source_id,
+            measure=lambda chunk: self._carrier.measure(plan.layout, chunk, profile),
+            limit=self._limit(request),
+            read_rows=_READ_ROWS,
+            began=began,
+            progress=progress,
         )
 
     def _summarise(self, summary: RunSummary, tally: Tally, *, state: str, error: BridgeError | None = None) -> RunSummary:

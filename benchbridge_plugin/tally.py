@@ -40,11 +40,11 @@ class Tally:
         """A batch was handed to the sink, and what became of it is in the ledger."""
         exceptions = receipt.exceptions
         for pair in pc.value_counts(batch.column("quality")).to_pylist():
-            self._qualify(pair["values"], pair["counts"])
+            self.qualify(pair["values"], pair["counts"])
         if exceptions:
             flags, ids, hashes = (batch.column(name).to_pylist() for name in ("quality", "result_id", "content_hash"))
             for row, outcome in exceptions.items():
-                self._qualify(flags[row], -1)
+                self.qualify(flags[row], -1)
                 self.reasons[outcome.code] += outcome.fate is not Fate.NOT_SENT
                 self.rejected += outcome.fate is Fate.REJECTED
                 self.failed += outcome.fate in (Fate.FAILED, Fate.IN_DOUBT)
@@ -59,13 +59,13 @@ class Tally:
             self.rejected += result.state is State.REJECTED
             self.failed += result.state in (State.RETRYING, State.SENDING)
             if result.state is State.DELIVERED:
-                self._qualify(result.quality, 1)
+                self.qualify(result.quality, 1)
             elif result.reason_code is not None:
                 self.reasons[result.reason_code] += 1
             if result.state is State.SENDING:
                 self.doubts[result.result_id, result.content_hash] = result.reason_code or ""
 
-    def _qualify(self, flags: int, count: int) -> None:
+    def qualify(self, flags: int, count: int) -> None:
         for name in quality_names(flags):
             self.quality[name] += count
 

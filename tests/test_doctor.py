@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -51,10 +52,13 @@ def test_a_healthy_setup_is_all_ok_and_says_what_a_sync_would_do(database: Path,
     """In the order of a result's way, with a forecast at the end; nothing is left behind and nothing is sent."""
     before = {path: path.stat() for path in database.parent.iterdir()}
     found = look(database, api)
-    assert list(found) == ["versions", "config", "benchmark db", "ledger", "predictive API", "results"]
-    assert [finding.level for part in list(found)[:-1] for finding in found[part]] == ["ok"] * 6
+    assert list(found) == ["versions", "config", "benchmark db", "ledger", "clock", "predictive API", "results"]
+    assert [finding.level for part in list(found)[:-1] for finding in found[part]] == ["ok"] * 7
     assert "22 could be sent, 18 would be refused" in found["results"][0].message
     assert (found["results"][1].level, "precision_unsupported (18)" in found["results"][1].message) == ("warning", True)
+    assert "precision_unsupported, for example result" in found["results"][2].message
+    assert "performance_results.precision is 'bf16'" in found["results"][2].message
+    assert "latency_ms (performance_results.average_latency_ms)" in found["benchmark db"][0].message
     assert {path: path.stat().st_mtime_ns for path in database.parent.iterdir()} == {
         path: stat.st_mtime_ns for path, stat in before.items()
     }
@@ -141,6 +145,16 @@ def test_a_ledger_in_use_is_readable(database: Path, api: BaseContractServer) ->
         bridge.sync_recent_results(limit=1)
         assert look(database, api)["ledger"][0].message.endswith("is readable")
     assert look(database, api)["ledger"][0].message.endswith("is readable")
+
+
+def test_a_run_of_the_future_shows_that_a_clock_is_wrong(database: Path, api: BaseContractServer) -> None:
+    """The look-back goes by the clock; nothing else here would tell that it was set back."""
+    from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
+
+    with BenchmarkPredictivePerformanceBridge(database, api.url, now=lambda: time.time() + 7200) as bridge:
+        bridge.sync_recent_results(limit=1)
+    (finding,) = look(database, api)["clock"]
+    assert (finding.level, "a run of" in finding.message, "NTP" in finding.guidance) == ("warning", True, True)
 
 
 def test_a_ledger_that_is_no_database_is_told(database: Path, api: BaseContractServer) -> None:

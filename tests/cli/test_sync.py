@@ -196,3 +196,14 @@ def test_a_name_cannot_steer_the_terminal(run: Run, to_api: list[str], database:
     assert "\x1b" not in text
     assert "evil?[2Jname" in text
     assert "модель 🦙" in text
+
+
+def test_a_dry_run_prints_examples_and_gives_them_to_machines(run: Run, to_api: list[str]) -> None:
+    """How columns become fields, and one result for each reason of refusal with its value."""
+    done = run("sync", *to_api, "--dry-run", "--all")
+    assert "would be sent as" in done.out
+    assert "performance_results.average_latency_ms" in done.out
+    assert "performance_results.precision = bf16" in done.out
+    found = run("sync", *to_api, "--dry-run", "--json").json
+    assert [one["reason_code"] for one in found["refused_examples"]] == ["precision_unsupported"]
+    assert len(found["examples"]) == 3
