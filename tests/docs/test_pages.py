@@ -85,13 +85,18 @@ def free_port() -> str:
 
 
 def follow(script: str, place: Path) -> tuple[int, str]:
-    """The exit code and all output of a page that is followed to its end; what it left running is stopped."""
+    """The exit code and all output of a page that is followed to its end; what it left running is stopped. `adopt` does not wait its 5 s here."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENCHBRIDGE_", "UNIFIED_SERVER_"))}
     paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "examples/unified_server_stub"), kept.get("PYTHONPATH")]))
     with subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>&1; wait' EXIT\n{script}"],
+        ["bash", "-euo", "pipefail", "-c", f"trap 'code=$?; kill $(jobs -p) 2>/dev/null || true; wait; exit $code' EXIT\n{script}"],
         cwd=place,
-        env={**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}", "PYTHONPATH": paths},
+        env={
+            **kept,
+            "BENCHBRIDGE_SETTLE_AFTER_S": "0.5",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+            "PYTHONPATH": paths,
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
