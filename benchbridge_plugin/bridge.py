@@ -280,6 +280,17 @@ class BenchmarkPredictivePerformanceBridge:
             "last_run": {name: runs[0][name] for name in ("run_id", "state", "finished_at")} if runs else None,
         }
 
+    def metrics(self, accept: str = "") -> tuple[bytes, str]:
+        """The figures for Prometheus and their content type, from the ledger alone. `accept`: the header of who asks. Raises LedgerError."""
+        from benchbridge_plugin import metrics  # with the library, which nobody else needs
+
+        parts = self._workshop.parts()
+        names = {feed.source_id: feed.name for feed in parts.roster().feeds}
+        schedule = parts.ledger.runs.schedule(parts.schedule_id)
+        interval_s = (schedule.interval_minutes or self.config.sync_interval_minutes) * 60
+        plan = metrics.Plan(self.config.auto_sync_enabled, schedule, interval_s)
+        return metrics.expose(metrics.read(parts.ledger, names), plan, parts.ledger.now(), accept)
+
     def source_roles(self) -> Mapping[str, str]:
         """Which column plays which role in the benchmark database: `{"latency_ms": "performance_results.average_latency_ms", ...}`."""
         return self._workshop.ends().source.layout().roles

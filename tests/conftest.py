@@ -209,6 +209,7 @@ class World:
         """The identity from counts of our own: SQL over the file, SQL over the ledger's file, and what the ledger says of itself."""
         said = self.accounting
         assert said.balanced, said
+        assert ledgers.out_of_step(self.ledger_url) == []
         rows = self.rows()
         current = [row for row in rows if row["state"] < State.SUPERSEDED]
         by_state = Counter(State(row["state"]) for row in current)
@@ -304,8 +305,10 @@ class Book:
 
 @pytest.fixture
 def book(tmp_path: Path, clock: Clock) -> Iterator[Book]:
-    ledger = Ledger(ledgers.new_url(tmp_path / "ledger.sqlite"), now=clock)
+    url = ledgers.new_url(tmp_path / "ledger.sqlite")
+    ledger = Ledger(url, now=clock)
     yield Book(ledger, clock)
+    assert ledgers.out_of_step(url) == []
     ledger.close()
 
 

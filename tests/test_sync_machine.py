@@ -17,6 +17,7 @@ from benchbridge_plugin.model import State
 from benchbridge_plugin.sinks.exchange import Exchange
 from benchbridge_plugin.sinks.http import HttpSink
 from tests.conftest import World, fill
+from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer, Fault
 from tests.test_sync_crashes import POINTS, Mortal, run_until_killed
 
@@ -108,6 +109,7 @@ class SyncMachine(RuleBasedStateMachine):
     @invariant()
     def the_accounts_balance(self) -> None:
         assert self.world.accounting.balanced
+        assert ledgers.out_of_step(self.world.ledger_url) == []
 
     @invariant()
     def no_content_is_stored_twice(self) -> None:

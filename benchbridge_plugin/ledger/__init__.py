@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchbridge_plugin.clocks import kernel_clock
+from benchbridge_plugin.events import Event
+from benchbridge_plugin.ledger import meters
 from benchbridge_plugin.ledger.accounts import Accounts, Compared, Page
 from benchbridge_plugin.ledger.claims import Claim
 from benchbridge_plugin.ledger.comparisons import Comparison, Comparisons
 from benchbridge_plugin.ledger.deliveries import Deliveries
 from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
+from benchbridge_plugin.ledger.meters import Meters
+from benchbridge_plugin.ledger.outbox import Outbox, Parcel
 from benchbridge_plugin.ledger.runs import Runs, Schedule
 from benchbridge_plugin.ledger.shares import SHARE_SCHEMA, Ended, Share, Shares
 from benchbridge_plugin.ledger.steady import Steady
@@ -30,7 +34,10 @@ __all__ = [
     "Lease",
     "LeaseHolder",
     "Ledger",
+    "Meters",
+    "Outbox",
     "Page",
+    "Parcel",
     "Schedule",
     "Share",
 ]
@@ -38,29 +45,42 @@ __all__ = [
 
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
-    `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `whereabouts`: where the files were.
+    `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `whereabouts`: where the files were;
+    `outbox`: events that a webhook has to be told of.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
+    `events`: the types that are kept for a webhook. `told`: called with the events of a run that has ended.
     """
 
     def __init__(
-        self, url: str, *, now: Callable[[], float] = time.time, kernel: Callable[[], tuple[str, float] | None] | None = None
+        self,
+        url: str,
+        *,
+        now: Callable[[], float] = time.time,
+        kernel: Callable[[], tuple[str, float] | None] | None = None,
+        events: frozenset[str] = frozenset(),
+        told: Callable[[Sequence[Event]], object] | None = None,
     ) -> None:
         steady = Steady(now, kernel or (kernel_clock if now is time.time else _no_kernel))
         self._store = Store(url, before_writing=steady.check)
         self.now = now
         self.leases = Leases(self._store, now)
-        self.runs = Runs(self._store, self.leases, now)
+        self.accounts = Accounts(self._store)
+        self.outbox = Outbox(self._store, now, events)
+        self.runs = Runs(self._store, self.leases, now, self.accounts, self.outbox, told)
         self.comparisons = Comparisons(self._store, self.leases, now)
         self.deliveries = Deliveries(self._store, self.leases, now)
         self.shares = Shares(self._store, self.leases, now)
-        self.accounts = Accounts(self._store)
         self.whereabouts = Whereabouts(self._store)
 
     @property
     def place(self) -> str:
         """Where it is, without a password."""
         return self._store.place
+
+    def meters(self, source_ids: Sequence[int]) -> dict[int, Meters]:
+        """What monitoring reads of each source."""
+        return meters.read(self._store, source_ids)
 
     def check(self) -> None:
         """Open it, creating or upgrading it if need be. Raises LedgerError."""

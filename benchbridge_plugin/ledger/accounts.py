@@ -44,12 +44,16 @@ class Accounts:
 
     def accountings(self, source_ids: Sequence[int]) -> dict[int, Accounting]:
         """The same of several sources, all from one snapshot, so that their sums are as true as they are."""
-        by_state = select(standings.c.source_id, standings.c.state, standings.c.results).where(standings.c.source_id.in_(source_ids))
+        by_state = (
+            select(standings.c.source_id, standings.c.state, func.sum(standings.c.results))
+            .where(standings.c.source_id.in_(source_ids))
+            .group_by(standings.c.source_id, standings.c.state)
+        )
         states: dict[int, dict[State, int]] = {source_id: {} for source_id in source_ids}
         with self._store.reading() as connection:
             rows = connection.execute(select(sources).where(sources.c.source_id.in_(source_ids))).mappings().all()
             for source_id, state, results in connection.execute(by_state):
-                states[source_id][State(state)] = results
+                states[source_id][State(state)] = int(results)
             claimed = claims.counts(connection, source_ids)
         return {row["source_id"]: _accounting(row, states[row["source_id"]], claimed.get(row["source_id"], 0)) for row in rows}
 
@@ -70,10 +74,10 @@ class Accounts:
 
     def coverage(self, source_id: int) -> list[dict[str, object]]:
         """One row for each (model, hardware): `total` on disk at the last comparison, and how many of them are where."""
-        by_state = (  # by number, and named afterwards: to group a million rows by their texts takes twice as long
-            select(deliveries.c.subject_id, deliveries.c.state, func.count())
-            .where(deliveries.c.source_id == source_id, deliveries.c.state < int(State.SUPERSEDED))
-            .group_by(deliveries.c.subject_id, deliveries.c.state)
+        by_state = (
+            select(standings.c.subject_id, standings.c.state, func.sum(standings.c.results))
+            .where(standings.c.source_id == source_id, standings.c.state < int(State.SUPERSEDED), standings.c.results != 0)
+            .group_by(standings.c.subject_id, standings.c.state)
         )
         on_disk = (
             select(subjects.c.model, subjects.c.hardware, tallies.c.total, tallies.c.skipped)
@@ -84,7 +88,7 @@ class Accounts:
         with self._store.reading() as connection:
             for model, hardware, total, skipped in connection.execute(on_disk):
                 cells[model, hardware] = {"total": total, "skipped": skipped}
-            counted = [(subject_id, STATE_NAMES[State(state)], count) for subject_id, state, count in connection.execute(by_state)]
+            counted = [(subject_id, STATE_NAMES[State(state)], int(count)) for subject_id, state, count in connection.execute(by_state)]
             counted += [(subject_id, "in_doubt", count) for subject_id, count in claims.by_subject(connection, source_id).items()]
             names = {subject_id: (model, hardware) for subject_id, model, hardware in connection.execute(select(subjects))}
         for subject_id, name, count in counted:
@@ -99,33 +103,35 @@ class Accounts:
 
     def refusals(self, source_id: int) -> list[dict[str, object]]:
         """Refused, retrying and doubtful results grouped by their reason, most first."""
+        count = func.sum(standings.c.results)
         statement = (
-            select(deliveries.c.state, reasons.c.code, reasons.c.sentence, func.count())
-            .join(reasons)
+            select(standings.c.state, reasons.c.code, reasons.c.sentence, count)
+            .join(reasons, reasons.c.reason_id == standings.c.reason_id)
             .where(
-                deliveries.c.source_id == source_id, deliveries.c.state.in_([int(State.REJECTED), int(State.RETRYING), int(State.SENDING)])
+                standings.c.source_id == source_id, standings.c.state.in_([int(State.REJECTED), int(State.RETRYING), int(State.SENDING)])
             )
-            .group_by(deliveries.c.state, reasons.c.code, reasons.c.sentence)
-            .order_by(func.count().desc(), reasons.c.code, reasons.c.sentence)
+            .group_by(standings.c.state, reasons.c.code, reasons.c.sentence)
+            .having(count != 0)
+            .order_by(count.desc(), reasons.c.code, reasons.c.sentence)
         )
         with self._store.reading() as connection:
             return [
-                {"state": STATE_NAMES[State(state)], "code": code, "reason": sentence, "count": count}
-                for state, code, sentence, count in connection.execute(statement)
+                {"state": STATE_NAMES[State(state)], "code": code, "reason": sentence, "count": int(results)}
+                for state, code, sentence, results in connection.execute(statement)
             ]
 
     def quality(self, source_id: int) -> dict[str, int]:
         """How many delivered results carry which quality flag."""
         statement = (
-            select(deliveries.c.quality, func.count())
-            .where(deliveries.c.source_id == source_id, deliveries.c.state == int(State.DELIVERED), deliveries.c.quality > 0)
-            .group_by(deliveries.c.quality)
+            select(standings.c.quality, func.sum(standings.c.results))
+            .where(standings.c.source_id == source_id, standings.c.state == int(State.DELIVERED), standings.c.quality > 0)
+            .group_by(standings.c.quality)
         )
         totals = {flag.name.lower(): 0 for flag in Quality if flag.name}
         with self._store.reading() as connection:
             for flags, count in connection.execute(statement):
                 for name in quality_names(flags):
-                    totals[name] += count
+                    totals[name] += int(count)
         return {name: count for name, count in totals.items() if count}
 
     def results(

@@ -15,6 +15,7 @@ from benchbridge_plugin.ledger import claims, standings
 from benchbridge_plugin.ledger.leases import CLOCKS_APART_S, Holder, Leases
 from benchbridge_plugin.ledger.numbers import Numbers
 from benchbridge_plugin.ledger.schema import among_open, deliveries, seen_ids, sources, subjects, tallies
+from benchbridge_plugin.ledger.schema import standings as kept
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import State
 
@@ -113,9 +114,9 @@ class Comparisons:
 
     def count_current(self, source_id: int) -> int:
         """How many rows count, in doubt ones included."""
-        statement = select(func.count()).where(deliveries.c.source_id == source_id, deliveries.c.state.in_(_CURRENT))
+        statement = select(func.sum(kept.c.results)).where(kept.c.source_id == source_id, kept.c.state.in_(_CURRENT))
         with self._store.reading() as connection:
-            return int(connection.execute(statement).scalar_one()) + claims.count(connection, source_id)
+            return int(connection.execute(statement).scalar_one() or 0) + claims.count(connection, source_id)
 
     def compared(
         self,

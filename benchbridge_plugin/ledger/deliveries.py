@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -10,7 +9,7 @@ from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, and_, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, or_, select, update
 
 from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.ledger import claims, standings
@@ -64,29 +63,23 @@ class Deliveries:
             subjects_of = pa.array([subject_ids[pair] for pair in pairs], pa.int32()).take(numbers)
             fresh = claims.identities(batch, subjects_of, pc.and_(is_new, deliverable))
             fresh_refused = claims.identities(batch, subjects_of, pc.and_(is_new, pc.invert(deliverable)))
-            self._refuse(connection, holder, source_id, fresh_refused, claims.filtered(refused, refused_new), reason_ids, now)
-            moved = Counter({State.REJECTED: len(fresh_refused)})
-            for rows, state in (
-                (claims.filtered(refused, pc.invert(refused_new)), State.REJECTED),
-                (claims.filtered(sent, pc.invert(sent_new)), State.SENDING),
-            ):
-                again = _again(rows, state, subject_ids, reason_ids)
-                for before in (State.PENDING, State.RETRYING):
-                    changed = insert_many(
-                        connection,
-                        "UPDATE deliveries SET state = ?, attempts = attempts + ?, subject_id = ?, reason_id = ?, quality = ?, run_id = ?, "
-                        "updated_at = ?, next_attempt_at = NULL "
-                        f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(before)}",
-                        [(*values, holder.run_id, now, source_id, result_id, content) for *values, result_id, content in again],
-                    )
-                    moved[before] -= changed
-                    moved[state] += changed
-            changed = -(moved[State.PENDING] + moved[State.RETRYING])
+            moves = standings.Moves(connection, source_id)
+            self._refuse(connection, holder, moves, source_id, fresh_refused, claims.filtered(refused, refused_new), reason_ids, now)
+            again = _again(claims.filtered(refused, pc.invert(refused_new)), State.REJECTED, subject_ids, reason_ids)
+            again += _again(claims.filtered(sent, pc.invert(sent_new)), State.SENDING, subject_ids, reason_ids)
+            with moves.among([result_id for *_, result_id, _ in again]):
+                changed = insert_many(
+                    connection,
+                    "UPDATE deliveries SET state = ?, attempts = attempts + ?, subject_id = ?, reason_id = ?, quality = ?, run_id = ?, "
+                    "updated_at = ?, next_attempt_at = NULL WHERE source_id = ? AND result_id = ? AND content_hash = ? "
+                    f"AND state IN ({int(State.PENDING)}, {int(State.RETRYING)})",
+                    [(*values, holder.run_id, now, source_id, result_id, content) for *values, result_id, content in again],
+                )
             if changed != len(batch) - is_new.true_count or (len(fresh) <= _LOOKED_UP and _meets(connection, source_id, fresh)):
                 raise LedgerError(
                     "The ledger changed while a batch was being claimed.", guidance="Nothing was sent; the next sync compares anew."
                 )
-            standings.move(connection, source_id, moved)
+            moves.write()
             number = claims.store(connection, source_id, holder, fresh, now) if len(fresh) else None
             self._touch(connection, source_id, is_new.true_count)
         self._subjects.remember(subject_ids)
@@ -120,41 +113,39 @@ class Deliveries:
             whole = claim.number is None or claims.remove(connection, source_id, claim.number)
             done = claims.filtered(claim.fresh, pc.filter(delivered, claim.is_new))
             insert_delivered(connection, source_id, holder.run_id, done, pc.filter(names, delivered_new), now)
+            moves = standings.Moves(connection, source_id)
+            moves.made(done, State.DELIVERED)
             old = claims.filtered(batch.select(["result_id", "content_hash"]), known)
-            where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
-            changed = insert_many(
-                connection,
-                f"{_DELIVERED} {where}",
-                [
-                    (name, now, source_id, result_id, content)
-                    for name, result_id, content in zip(
-                        pc.filter(names, known).to_pylist(),
-                        old.column("result_id").to_pylist(),
-                        old.column("content_hash").to_pylist(),
-                        strict=True,
-                    )
-                ],
-            )
+            old_ids, old_hashes = (old.column(name).to_pylist() for name in ("result_id", "content_hash"))
             fresh_ends, old_ends = self._ends(claim, receipt, reason_ids, retry_at)
-            insert_many(
-                connection,
-                "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, "
-                "next_attempt_at, task_id, run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(source_id, *row, *end, holder.run_id, now) for row, end in fresh_ends],
-            )
-            changed += insert_many(
-                connection,
-                f"UPDATE deliveries SET state = ?, attempts = attempts - 1 + ?, reason_id = ?, next_attempt_at = ?, task_id = ?, updated_at = ? {where}",
-                [(*end, now, source_id, result_id, content) for result_id, content, end in old_ends],
-            )
+            where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
+            with moves.among([*old_ids, *(row[0] for row, _ in fresh_ends), *(result_id for result_id, *_ in old_ends)]):
+                changed = insert_many(
+                    connection,
+                    f"{_DELIVERED} {where}",
+                    [
+                        (name, now, source_id, result_id, content)
+                        for name, result_id, content in zip(pc.filter(names, known).to_pylist(), old_ids, old_hashes, strict=True)
+                    ],
+                )
+                insert_many(
+                    connection,
+                    "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, "
+                    "reason_id, next_attempt_at, task_id, run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(source_id, *row, *end, holder.run_id, now) for row, end in fresh_ends],
+                )
+                changed += insert_many(
+                    connection,
+                    "UPDATE deliveries SET state = ?, attempts = attempts - 1 + ?, reason_id = ?, next_attempt_at = ?, task_id = ?, "
+                    f"updated_at = ? {where}",
+                    [(*end, now, source_id, result_id, content) for result_id, content, end in old_ends],
+                )
             if not whole or changed != len(old) + len(old_ends):
                 raise LedgerError(
                     "The ledger changed while a batch was on its way.",
                     guidance="What is not acknowledged is in doubt and will be asked for.",
                 )
-            moved = Counter({State.DELIVERED: len(done) + len(old), State.SENDING: -changed})
-            moved.update(State(end[0]) for *_, end in (*fresh_ends, *old_ends))
-            standings.move(connection, source_id, moved)
+            moves.write()
             unsent = len(claim.fresh) - len(done) - len(fresh_ends)
             self._touch(connection, source_id, -unsent)  # after the standings, as everywhere: two hosts must not wait for each other
         self._reasons.remember(reason_ids)
@@ -186,6 +177,7 @@ class Deliveries:
     def _refuse(
         connection: Connection,
         holder: Holder,
+        moves: standings.Moves,
         source_id: int,
         identities: pa.Table,
         refused: pa.Table,
@@ -193,6 +185,11 @@ class Deliveries:
         now: float,
     ) -> None:
         reasons_of = [reason_ids[pair] for pair in claims.zipped(refused, "reason_code", "reason")]
+        subject_ids, qualities = (identities.column(name).to_pylist() for name in ("subject_id", "quality"))
+        moves.placed(
+            (subject, int(State.REJECTED), quality, reason)
+            for subject, quality, reason in zip(subject_ids, qualities, reasons_of, strict=True)
+        )
         insert_many(
             connection,
             "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, run_id, "
@@ -256,22 +253,25 @@ class Deliveries:
             reason_ids = self._reasons.of(connection, {reason})
             # The attempt is not counted: it was not the result that failed.
             values = {"reason_id": reason_ids[reason], "attempts": deliveries.c.attempts - 1, "updated_at": now}
-            if of is None:
-                connection.execute(update(deliveries).where(orphans).values(**values))
-            for start in range(0, len(of or ()), _CHUNK):
-                mine = deliveries.c.result_id.in_(list((of or ())[start : start + _CHUNK]))
-                connection.execute(update(deliveries).where(orphans, mine).values(**values))
+            moves = standings.Moves(connection, source_id)
+            chunks = [list((of or ())[start : start + _CHUNK]) for start in range(0, len(of or ()), _CHUNK)]
+            for these in [(orphans,)] if of is None else [(orphans, deliveries.c.result_id.in_(chunk)) for chunk in chunks]:
+                moves.turning(*these, reason_id=reason_ids[reason])
+                connection.execute(update(deliveries).where(*these).values(**values))
+            taken_up = 0
             for claim, results in list(claims.read(connection, source_id, share=share)):
-                made = insert_many(
-                    connection,
-                    "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, reason_id, "
-                    f"run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.SENDING)}, 0, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    [(source_id, *row, reason_ids[reason], claim["run_id"], now) for row in claims.as_rows(results)],
-                )
-                standings.move(connection, source_id, {State.SENDING: made})
+                with moves.among(results.column("result_id").to_pylist()):
+                    made = insert_many(
+                        connection,
+                        "INSERT INTO deliveries (source_id, result_id, content_hash, key, subject_id, measured_at, quality, state, attempts, "
+                        f"reason_id, run_id, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.SENDING)}, 0, ?, ?, ?) ON CONFLICT DO NOTHING",
+                        [(source_id, *row, reason_ids[reason], claim["run_id"], now) for row in claims.as_rows(results)],
+                    )
                 # One that has a row all the same keeps it, and was not untouched when it was claimed. It must not be in the way of every run to come.
-                self._touch(connection, source_id, made - len(results))
+                taken_up += made - len(results)
                 claims.remove(connection, source_id, claim["claim_id"])
+            moves.write()
+            self._touch(connection, source_id, taken_up)
         self._reasons.remember(reason_ids)
 
     def settle(
@@ -286,31 +286,33 @@ class Deliveries:
         given up."""
         now = self._now()
         where = f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state = {int(State.SENDING)}"
-        dead = list(given_up)
+        found, missing, dead = list(stored), list(absent), list(given_up)
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
-            delivered = insert_many(
-                connection,
-                f"{_DELIVERED} {where}",
-                [(measurement_id, now, source_id, doubt.result_id, doubt.content_hash) for doubt, measurement_id in stored],
-            )
-            retrying = insert_many(
-                connection,
-                f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = coalesce(next_attempt_at, ?), task_id = NULL, "
-                f"updated_at = ? {where}",
-                [(now, now, source_id, doubt.result_id, doubt.content_hash) for doubt in absent],
-            )
             reason_ids = self._reasons.of(connection, {(outcome.code, outcome.reason) for _, outcome in dead})
-            rejected = insert_many(
-                connection,
-                f"UPDATE deliveries SET state = {int(State.REJECTED)}, reason_id = ?, next_attempt_at = NULL, task_id = NULL, updated_at = ? {where}",
-                [
-                    (reason_ids[outcome.code, outcome.reason], now, source_id, doubt.result_id, doubt.content_hash)
-                    for doubt, outcome in dead
-                ],
-            )
-            moved = {State.DELIVERED: delivered, State.RETRYING: retrying, State.REJECTED: rejected}
-            standings.move(connection, source_id, {**moved, State.SENDING: -sum(moved.values())})
+            moves = standings.Moves(connection, source_id)
+            with moves.among([doubt.result_id for doubt in (*(one for one, _ in found), *missing, *(one for one, _ in dead))]):
+                insert_many(
+                    connection,
+                    f"{_DELIVERED} {where}",
+                    [(measurement_id, now, source_id, doubt.result_id, doubt.content_hash) for doubt, measurement_id in found],
+                )
+                insert_many(
+                    connection,
+                    f"UPDATE deliveries SET state = {int(State.RETRYING)}, next_attempt_at = coalesce(next_attempt_at, ?), task_id = NULL, "
+                    f"updated_at = ? {where}",
+                    [(now, now, source_id, doubt.result_id, doubt.content_hash) for doubt in missing],
+                )
+                insert_many(
+                    connection,
+                    f"UPDATE deliveries SET state = {int(State.REJECTED)}, reason_id = ?, next_attempt_at = NULL, task_id = NULL, "
+                    f"updated_at = ? {where}",
+                    [
+                        (reason_ids[outcome.code, outcome.reason], now, source_id, doubt.result_id, doubt.content_hash)
+                        for doubt, outcome in dead
+                    ],
+                )
+            moves.write()
         self._reasons.remember(reason_ids)
 
     def is_adopted(self, source_id: int) -> bool:
@@ -337,13 +339,15 @@ class Deliveries:
         now = self._now()
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
-            changed = insert_many(
-                connection,
-                f"UPDATE deliveries SET state = {int(State.PENDING)}, next_attempt_at = NULL, updated_at = ? "
-                f"WHERE source_id = ? AND result_id = ? AND state = {int(State.DELIVERED)}",
-                [(now, source_id, result_id) for result_id in result_ids],
-            )
-            standings.move(connection, source_id, {State.PENDING: changed, State.DELIVERED: -changed})
+            moves = standings.Moves(connection, source_id)
+            with moves.among(result_ids):
+                changed = insert_many(
+                    connection,
+                    f"UPDATE deliveries SET state = {int(State.PENDING)}, next_attempt_at = NULL, updated_at = ? "
+                    f"WHERE source_id = ? AND result_id = ? AND state = {int(State.DELIVERED)}",
+                    [(now, source_id, result_id) for result_id in result_ids],
+                )
+            moves.write()
             return changed
 
     # -- by hand ------------------------------------------------------------------------------------------------------------------------
@@ -367,18 +371,18 @@ class Deliveries:
         if reason is not None:
             conditions.append(deliveries.c.reason_id.in_(select(reasons.c.reason_id).where(reasons.c.code == reason)))
         values = {"state": int(State.PENDING), "attempts": 0, "next_attempt_at": None, "updated_at": self._now()}
-        moved: Counter[State] = Counter()
+        chunks: list[tuple[ColumnElement[bool], ...]] = [()]
+        if result_ids is not None:
+            steps = range(0, len(result_ids), _CHUNK)
+            chunks = [(deliveries.c.result_id.in_(list(result_ids[start : start + _CHUNK])),) for start in steps]
+        conditions.append(or_(deliveries.c.state == int(State.RETRYING), refused))
         with self._store.writing() as connection:
-            for before, these in ((State.RETRYING, deliveries.c.state == int(State.RETRYING)), (State.REJECTED, refused)):
-                statement = update(deliveries).where(*conditions, these).values(**values)
-                if result_ids is None:
-                    moved[before] -= connection.execute(statement).rowcount
-                    continue
-                for start in range(0, len(result_ids), _CHUNK):
-                    mine = deliveries.c.result_id.in_(list(result_ids[start : start + _CHUNK]))
-                    moved[before] -= connection.execute(statement.where(mine)).rowcount
-            changed = -sum(moved.values())
-            standings.move(connection, source_id, {**moved, State.PENDING: changed})
+            moves = standings.Moves(connection, source_id)
+            changed = 0
+            for mine in chunks:
+                changed += moves.turning(*conditions, *mine, state=State.PENDING)
+                connection.execute(update(deliveries).where(*conditions, *mine).values(**values))
+            moves.write()
         return changed
 
 

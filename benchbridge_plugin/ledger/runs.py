@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlalchemy import RowMapping, func, or_, select, update
+from sqlalchemy import Connection, func, or_, select, update
 
+from benchbridge_plugin import events
+from benchbridge_plugin.events import Event
+from benchbridge_plugin.ledger import meters
+from benchbridge_plugin.ledger.accounts import Accounts
 from benchbridge_plugin.ledger.leases import Holder, Lease, Leases
+from benchbridge_plugin.ledger.outbox import Outbox
 from benchbridge_plugin.ledger.schema import runs, sources
 from benchbridge_plugin.ledger.store import Store, insert_many
-from benchbridge_plugin.model import RunSummary, SyncRequest
+from benchbridge_plugin.model import STATE_NAMES, Accounting, RunSummary, State, SyncRequest
 
 _START_UP_APART_S = 10.0
 
@@ -28,10 +33,23 @@ class Schedule:
 
 
 class Runs:
-    def __init__(self, store: Store, leases: Leases, now: Callable[[], float]) -> None:
+    """`told` is called with the events of a run once its end is recorded; without it, and without a webhook, there are none."""
+
+    def __init__(
+        self,
+        store: Store,
+        leases: Leases,
+        now: Callable[[], float],
+        accounts: Accounts,
+        outbox: Outbox,
+        told: Callable[[Sequence[Event]], object] | None = None,
+    ) -> None:
         self._store = store
         self._leases = leases
         self._now = now
+        self._accounts = accounts
+        self._outbox = outbox
+        self._told = told
 
     def source_id(self, name: str) -> int:
         """The number of a source, added when it is new."""
@@ -47,12 +65,20 @@ class Runs:
     def begin(self, lease: Lease, source_id: int, request: SyncRequest, duration_s: float) -> RunSummary:
         """Record a new run of this lease. Runs that were never finished belong to processes that are gone: they become `failed`."""
         now = self._now()
+        accounting = self._accounts.accounting(source_id) if self._has_listeners else Accounting()
         with self._store.writing() as connection:
+            dead = connection.execute(select(runs).where(runs.c.source_id == source_id, runs.c.state == "running")).mappings().all()
             connection.execute(
                 update(runs)
                 .where(runs.c.source_id == source_id, runs.c.state == "running")
                 .values(state="failed", finished_at=now, error_code="process_gone", message="The process that ran it is gone.")
             )
+            happened: list[Event] = []
+            for row in dead:
+                ended = {**_run(row), "state": "failed", "finished_at": now, "error_code": "process_gone"}
+                ended["message"] = "The process that ran it is gone."
+                meters.run_ended(connection, source_id, ended, ended)
+                happened += self._tell(connection, source_id, ended, accounting, [])
             inserted = connection.execute(
                 runs.insert().values(
                     source_id=source_id,
@@ -66,30 +92,68 @@ class Runs:
             assert inserted.inserted_primary_key
             run_id = int(inserted.inserted_primary_key[0])
             self._leases.renew(connection, lease, duration_s, run_id)
+        self._pass_on(happened)
         return RunSummary(run_id, "running", request.kind, request.dry_run, now, None, request=asdict(request))
 
     def progress(self, holder: Holder, progress: Mapping[str, object]) -> None:
         """Show how far the run is, and prolong its lease."""
         with self._store.writing() as connection:
             self._leases.renew(connection, holder.lease, holder.duration_s)
+            row = connection.execute(select(runs.c.source_id, runs.c.summary).where(runs.c.run_id == holder.run_id)).one()
+            meters.run_moved(connection, row.source_id, json.loads(row.summary), progress)
             connection.execute(update(runs).where(runs.c.run_id == holder.run_id).values(summary=json.dumps(dict(progress))))
 
     def finish(self, summary: RunSummary) -> RunSummary:
         """Record how the run ended. Not fenced: a run that lost its lease may say so, but never over another's verdict on it."""
         finished = replace(summary, finished_at=self._now())
+        mine = (runs.c.run_id == finished.run_id) & (runs.c.state == "running")
+        with self._store.reading() as connection:
+            source_id = connection.execute(select(runs.c.source_id).where(runs.c.run_id == finished.run_id)).scalar_one()
+        accounting = self._accounts.accounting(source_id) if self._has_listeners else Accounting()
+        refusals = self._accounts.refusals(source_id) if finished.rejected else []
+        happened: list[Event] = []
         with self._store.writing() as connection:
-            connection.execute(
-                update(runs)
-                .where(runs.c.run_id == finished.run_id, runs.c.state == "running")
-                .values(
-                    state=finished.state,
-                    finished_at=finished.finished_at,
-                    summary=json.dumps(finished.as_dict()),
-                    error_code=finished.error_code,
-                    message=finished.message,
-                )
-            )
+            row = connection.execute(select(runs).where(mine).with_for_update()).mappings().one_or_none()
+            if row is not None:
+                values = {
+                    "state": finished.state,
+                    "finished_at": finished.finished_at,
+                    "summary": json.dumps(finished.as_dict()),
+                    "error_code": finished.error_code,
+                    "message": finished.message,
+                }
+                connection.execute(update(runs).where(mine).values(**values))
+                ended = _run({**row, **values})
+                meters.run_ended(connection, source_id, ended, json.loads(row["summary"]))
+                happened = self._tell(connection, source_id, ended, accounting, refusals)
+        self._pass_on(happened)
         return finished
+
+    @property
+    def _has_listeners(self) -> bool:
+        return self._told is not None or bool(self._outbox.wanted)
+
+    def _tell(
+        self, connection: Connection, source_id: int, run: Mapping[str, Any], accounting: Accounting, refusals: Sequence[Mapping[str, Any]]
+    ) -> list[Event]:
+        """The events of a run that has ended, written to the outbox. `refusals`: see Accounts.refusals."""
+        refused = [row for row in refusals if row["state"] == STATE_NAMES[State.REJECTED]]
+        new = meters.new_codes(connection, source_id, [row["code"] for row in refused]) if refused else []
+        if not self._has_listeners:
+            return []
+        source = connection.execute(select(sources.c.name).where(sources.c.source_id == source_id)).scalar_one()
+        happened = [events.run_finished(source, run, accounting)]
+        if new:
+            kinds = [[row for row in refused if row["code"] == code] for code in new]  # most first
+            told = [{"code": rows[0]["code"], "count": sum(row["count"] for row in rows), "example": rows[0]["reason"]} for rows in kinds]
+            happened.append(events.new_refusals(source, run["run_id"], run["finished_at"], told))
+        for event in happened:
+            self._outbox.put(connection, source_id, event)
+        return happened
+
+    def _pass_on(self, happened: Sequence[Event]) -> None:
+        if happened and self._told is not None:
+            self._told(happened)
 
     def get(self, source_id: int, run_id: int) -> dict[str, object] | None:
         with self._store.reading() as connection:
@@ -168,7 +232,7 @@ class Runs:
         return claimed
 
 
-def _run(row: RowMapping) -> dict[str, object]:
+def _run(row: Mapping[Any, Any]) -> dict[str, object]:
     summary = json.loads(row["summary"])
     return {
         **summary,

@@ -176,13 +176,17 @@ tallies = Table(
     Column("skipped", BigInteger, nullable=False),
 )
 
-# How many rows of a source are in which state, kept in step by every transaction that moves rows, and counted anew by every comparison: an accounting
-# must not take longer the more results there are.
+# How many rows of a source are where, kept in step by every transaction that moves rows, and counted anew by every comparison: an accounting, the coverage
+# and the refusals must not take longer the more results there are.
+NO_REASON = 0
 standings = Table(
     "standings",
     metadata,
     Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("subject_id", Integer, primary_key=True, autoincrement=False),
     Column("state", SmallInteger, primary_key=True, autoincrement=False),
+    Column("quality", SmallInteger, primary_key=True, autoincrement=False),
+    Column("reason_id", Integer, primary_key=True, autoincrement=False),  # NO_REASON for none
     Column("results", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
@@ -208,6 +212,34 @@ leases = Table(
     Column("duration_s", Double, nullable=False),  # how long the last renewal lasts
 )
 
+# What monitoring reads: sums that only grow, kept in step by the transactions that begin, show and end runs, and a few figures of the last run. All runs
+# together must not be read for it.
+meters = Table(
+    "meters",
+    metadata,
+    Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("labels", Text, primary_key=True, server_default=""),
+    Column("value", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Events that a webhook still has to be told of (see outbox.py).
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("outbox_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("type", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("written_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_attempt_at", Double, nullable=False),
+    Column("claimed_until", Double, nullable=False, server_default="0"),
+    sqlite_autoincrement=True,
+)
+
 
 def _create(connection: Connection) -> None:
     metadata.create_all(connection, checkfirst=False)  # a table of that name in an unversioned database is not ours
@@ -228,13 +260,11 @@ def _create(connection: Connection) -> None:
 
 
 def _add_claims(connection: Connection) -> None:
-    """Claims, standings and seen ids. A ledger made by this version has them from the first step."""
-    for table in (claims, standings, seen_ids):
+    """Claims and seen ids. A ledger made by this version has them from the first step."""
+    for table in (claims, seen_ids):
         table.create(connection, checkfirst=True)
     if "looked" not in {column["name"] for column in inspect(connection).get_columns(sources.name)}:
         connection.execute(text("ALTER TABLE sources ADD COLUMN looked TEXT"))
-        counts = select(deliveries.c.source_id, deliveries.c.state, func.count()).group_by(deliveries.c.source_id, deliveries.c.state)
-        connection.execute(standings.insert().from_select(["source_id", "state", "results"], counts))
 
 
 def _add_shares(connection: Connection) -> None:
@@ -243,6 +273,32 @@ def _add_shares(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE claims ADD COLUMN share_id INTEGER"))
 
 
+def _count_by_subject(connection: Connection) -> None:
+    """Standings were by state alone, or not there."""
+    connection.execute(text("DROP TABLE IF EXISTS standings"))
+    standings.create(connection)
+    place = (
+        deliveries.c.source_id,
+        deliveries.c.subject_id,
+        deliveries.c.state,
+        deliveries.c.quality,
+        func.coalesce(deliveries.c.reason_id, NO_REASON),
+    )
+    names = [column.name for column in standings.columns]
+    connection.execute(standings.insert().from_select(names, select(*place, func.count()).group_by(*place)))
+
+
+def _add_meters(connection: Connection) -> None:
+    """Meters, which begin with what the runs and refusals so far come to, and the outbox."""
+    from benchbridge_plugin.ledger.meters import begin
+
+    known = inspect(connection).has_table(meters.name)
+    for table in (meters, outbox):
+        table.create(connection, checkfirst=True)
+    if not known:
+        begin(connection)
+
+
 #: Step n brings a ledger from version n to version n + 1; version 0 is an empty database. Steps are only ever appended.
-UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims, _add_shares)
+UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims, _add_shares, _count_by_subject, _add_meters)
 VERSION = len(UPGRADES)

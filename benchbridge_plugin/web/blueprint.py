@@ -164,6 +164,11 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     def health() -> ResponseReturnValue:
         return jsonify(bridge.health())
 
+    @routes.get("/metrics")
+    def metrics() -> ResponseReturnValue:
+        text, content_type = bridge.metrics(request.headers.get("Accept", ""))
+        return Response(text, content_type=content_type)
+
     @routes.get("/openapi.json")
     def openapi() -> ResponseReturnValue:
         return jsonify(document())

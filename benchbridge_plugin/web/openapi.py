@@ -117,6 +117,12 @@ def document() -> dict[str, Any]:
             )
         },
         "/health": {"get": _route("A few numbers", answers={200: _OBJECT})},
+        "/metrics": {
+            "get": _route(
+                "The figures for Prometheus; OpenMetrics for who accepts it",
+                answers={200: {"text/plain": {}, "application/openmetrics-text": {}}},
+            )
+        },
         "/openapi.json": {"get": _route("This document", answers={200: _OBJECT})},
     }
     return {

@@ -87,3 +87,19 @@ def read_rows(url: str, sql: str) -> list[dict[str, Any]]:
     """What a query finds, read past benchbridge's own code."""
     with create_engine(url, poolclass=NullPool).connect() as connection:
         return [dict(row) for row in connection.execute(text(sql)).mappings()]
+
+
+def out_of_step(url: str) -> list[dict[str, Any]]:
+    """Where the counts that the ledger keeps are other than its rows: none."""
+    place = "source_id, subject_id, state, quality"
+    return read_rows(
+        url,
+        f"""
+        SELECT {place}, reason_id, sum(kept) AS kept, sum(counted) AS counted
+          FROM (SELECT {place}, reason_id, results AS kept, 0 AS counted FROM standings
+                 UNION ALL
+                SELECT {place}, coalesce(reason_id, 0), 0, 1 FROM deliveries) AS both_ways
+         GROUP BY {place}, reason_id
+        HAVING sum(kept) <> sum(counted)
+        """,
+    )

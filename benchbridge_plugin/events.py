@@ -1,0 +1,61 @@
+"""What happened, told to the outside: to a webhook (webhook.py) and to plugins (hookspecs.py). Values only.
+
+docs/events.md describes every type and says how versions change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from benchbridge_plugin.model import Accounting
+
+RUN_FINISHED = "run.finished"
+NEW_REFUSALS = "refusals.new"
+TYPES = (RUN_FINISHED, NEW_REFUSALS)
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`id` stays the same however often the event is delivered; receivers drop doubles by it."""
+
+    id: str
+    type: str
+    version: int
+    occurred_at: str  # ISO 8601, UTC
+    source: str
+    data: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def as_json(self) -> str:
+        return json.dumps(self.as_dict(), separators=(",", ":"))
+
+
+def run_finished(source: str, run: Mapping[str, Any], accounting: Accounting) -> Event:
+    """`run`: the run as the ledger has it, ended."""
+    shown = {**run, "started_at": _iso(run["started_at"]), "finished_at": _iso(run["finished_at"])}
+    accounts = {**accounting.as_dict(), "compared_at": _iso(accounting.compared_at)}
+    return _event(RUN_FINISHED, run["finished_at"], source, {"run": shown, "accounting": accounts})
+
+
+def new_refusals(source: str, run_id: int, at: float, refusals: Sequence[Mapping[str, Any]]) -> Event:
+    """`refusals`: `{"code", "count", "example"}` of each reason code that the source never had before."""
+    return _event(NEW_REFUSALS, at, source, {"run_id": run_id, "refusals": list(refusals)})
+
+
+def _event(kind: str, at: float, source: str, data: Mapping[str, Any]) -> Event:
+    occurred_at = _iso(at)
+    assert occurred_at is not None
+    return Event(f"evt_{uuid4().hex}", kind, VERSION, occurred_at, source, data)
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
