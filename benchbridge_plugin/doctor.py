@@ -199,6 +199,7 @@ def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) ->
     except BridgeError as error:
         return [_bad("predictive API", error)]
     capabilities = ", ".join(sorted(profile.capabilities)) or "none: the base contract"
+    takes = f"hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}; mode {', '.join(profile.modes)}"
     findings = [
         Finding("ok", "predictive API", f"{name} answers; capabilities: {capabilities}"),
         Finding("ok", "predictive API", f"takes {takes}"),
