@@ -23,8 +23,10 @@ DEPLOY = ROOT / "examples/deploy"
 
 def takes(words: Sequence[str]) -> None:
     """Whether `benchbridge <words>` is a command with options that it has. Raises click's error if not."""
-    command = bridge.commands[words[0]]
-    command.make_context(words[0], list(words[1:]))
+    group = bridge.make_context(
+        "benchbridge", list(words), resilient_parsing=True
+    )  # click keeps what a command makes of its group's settings
+    bridge.commands[words[0]].make_context(words[0], list(words[1:]), parent=group)
 
 
 def compose() -> Any:
