@@ -199,13 +199,10 @@ def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) ->
     except BridgeError as error:
         return [_bad("predictive API", error)]
     capabilities = ", ".join(sorted(profile.capabilities)) or "none: the base contract"
+    takes = f"hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}; mode {', '.join(profile.modes)}"
     findings = [
         Finding("ok", "predictive API", f"{name} answers; capabilities: {capabilities}"),
-        Finding(
-            "ok",
-            "predictive API",
-            f"takes hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}; mode {', '.join(profile.modes)}",
-        ),
+        Finding("ok", "predictive API", f"takes {takes}"),
     ]
     if not set(profile.hardware) >= set(CONTRACT_HARDWARE):
         findings.append(Finding("warning", "predictive API", "it takes less hardware than the base contract names"))
