@@ -125,7 +125,9 @@ class Pages:
         if "cursor" in given:
             common["check_cursor"](given["cursor"])
         found = self._bridge.results(state=_NAMED.get(state or ""), source=source, limit=_RESULTS_SHOWN, **given)
-        again = {**chosen, **({"source": source} if source else {})}
+        again: dict[str, str] = dict(chosen)
+        if source is not None:
+            again["source"] = source
         return page(
             "results.html",
             **common,
