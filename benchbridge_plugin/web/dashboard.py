@@ -96,7 +96,7 @@ def create_pages(
     def sign_in() -> ResponseReturnValue:
         wanted = sessions.own_path(request, request.args.get("next"))
         if sessions.visitor(request) is not None:
-            return redirect(wanted, 303)
+            return redirect(f"{wanted}#content", 303)  # without one of its own a browser takes along what is behind "#": the key
         return page("sign-in.html", **common(), source=None, several=False, label="", wanted=wanted, wrong=False)
 
     @routes.post("/sign-in")

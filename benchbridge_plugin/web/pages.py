@@ -118,14 +118,14 @@ class Pages:
         asked = {name: text for name, text in request.args.items() if text}  # a form sends what is left empty, too
         given = query(request, {"source": str, "state": str, "model": str, "hardware": str, "cursor": str}, asked)
         source = self._source(given)
-        chosen = {name: given[name] for name in ("state", "model", "hardware") if name in given}
+        chosen: dict[str, Any] = {name: given[name] for name in ("state", "model", "hardware") if name in given}
         state = given.pop("state", None)
         if state is not None and state not in _NAMED:
             raise InvalidArgument(f"There is no state {state!r}.", guidance=f"Choose one of: {', '.join(_NAMED)}.")
         if "cursor" in given:
             common["check_cursor"](given["cursor"])
         found = self._bridge.results(state=_NAMED.get(state or ""), source=source, limit=_RESULTS_SHOWN, **given)
-        again: dict[str, str] = dict(chosen)
+        again = chosen.copy()
         if source is not None:
             again["source"] = source
         return page(
