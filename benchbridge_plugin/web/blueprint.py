@@ -11,21 +11,19 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
-from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.web import problems
 from benchbridge_plugin.web.arguments import InvalidArgument, body, query, within
 from benchbridge_plugin.web.auth import KeyRing
+from benchbridge_plugin.web.broken import METHODS, PREFIX
 from benchbridge_plugin.web.dashboard import NAME, create_pages
 from benchbridge_plugin.web.export import RESULT_COLUMNS, RUN_COLUMNS, as_csv, kind_of
 from benchbridge_plugin.web.openapi import document
 from benchbridge_plugin.web.session import Sessions
 
-PREFIX = "/api/bridge"
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
 _CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
-_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 
 
@@ -181,9 +179,9 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     routes.register_blueprint(create_pages(bridge, keys, sessions, check_cursor))
 
-    @routes.route("", methods=_METHODS)
-    @routes.route("/", methods=[method for method in _METHODS if method != "GET"])
-    @routes.route("/<path:path>", methods=_METHODS)
+    @routes.route("", methods=METHODS)
+    @routes.route("/", methods=[method for method in METHODS if method != "GET"])
+    @routes.route("/<path:path>", methods=METHODS)
     def nothing(path: str = "") -> ResponseReturnValue:
         """Everything else under the prefix, so that here too the answer is a problem document and not the host's page."""
         if allowed := _methods_here():
@@ -191,19 +189,6 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         if not path and request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
             return redirect(url_for("benchbridge.pages.overview"), 308)
         return problems.no_such_route(path)
-
-    return routes
-
-
-def create_broken_blueprint(error: BridgeError) -> Blueprint:
-    """What an enabled but misconfigured plugin offers: every route says what is wrong. There is no key to ask for, and nothing else to see."""
-    routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
-
-    @routes.route("", methods=_METHODS)
-    @routes.route("/", methods=_METHODS)
-    @routes.route("/<path:path>", methods=_METHODS)
-    def broken(**_: str) -> ResponseReturnValue:
-        return problems.problem(503, error.code, error.message, guidance=error.guidance, error=error.message)
 
     return routes
 

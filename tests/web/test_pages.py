@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -250,3 +252,15 @@ def test_a_page_that_fails_says_so_in_its_own_words(host: Host, monkeypatch: pyt
     monkeypatch.setattr(host.bridge, "coverage", broken)
     answer = get(signed_in(host), "/view/coverage")
     assert (answer.status_code, "a secret detail" in answer.text, "<h1>" in answer.text) == (500, False, True)
+
+
+def test_a_plugin_that_is_off_or_cannot_work_loads_no_page() -> None:
+    """In a process of its own, to see what gets imported."""
+    program = (
+        "import sys; from flask import Flask; from benchbridge_plugin.plugin import init_app\n"
+        "for section in ({'enabled': False}, {'enabled': True, 'unknown': 1}):\n"
+        "    app = Flask('host'); init_app(app, section); app.test_client().get('/api/bridge/')\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('benchbridge_plugin.web.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"benchbridge_plugin.web.{name}" for name in ("auth", "broken", "problems")]
