@@ -23,6 +23,7 @@ from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
 from benchbridge_plugin.roster import Roster, lease_as_json
+from benchbridge_plugin.story import Story, tell
 from benchbridge_plugin.verification import Verification
 
 __all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices", "result_as_json"]
@@ -257,6 +258,33 @@ class BenchmarkPredictivePerformanceBridge:
     ) -> Page:
         """Single results, a page at a time. Results that no run took up yet have no row and are not listed."""
         return self._roster(source).results(state=state, model=model, hardware=hardware, limit=limit, cursor=cursor)
+
+    def files(self) -> list[dict[str, Any]]:
+        """What is said of each benchmark file: its accounting, its last run, and what is wrong with it."""
+        roster = self._roster()
+        return roster.sources(roster.accountings())
+
+    def coverage(self, *, source: str | None = None) -> list[dict[str, Any]]:
+        """One row for each model and hardware: `total` on disk, and how many of them are where. From the ledger alone."""
+        return self._roster(source).coverage()
+
+    def refusals(self, *, source: str | None = None) -> list[dict[str, Any]]:
+        """What is refused, retrying or in doubt, grouped by its reason, most first."""
+        return self._roster(source).refusals()
+
+    def quality(self, *, source: str | None = None) -> dict[str, int]:
+        """How many delivered results carry which remark."""
+        return self._roster(source).quality()
+
+    def story(self, result_id: str, *, source: str | None = None) -> Story:
+        """Everything that is known of one result, within about 2 s. Over several files `source` names the one, else the first that has it."""
+        roster = self._roster(source)
+        if not roster.feeds:
+            return Story(source or "", result_id, ())
+        feed = next((feed for feed in roster.feeds if roster.ledger.contents.of(feed.source_id, result_id)), roster.feeds[0])
+        mapper, ends = self._workshop.parts().mapper.for_source(feed.name), self._workshop.ends()
+        place = ends.source_at(feed.file.path)
+        return tell(roster.ledger, feed.source_id, place, mapper, ends.sink, name=feed.name, result_id=result_id)
 
     def schedule(self) -> dict[str, Any]:
         parts = self._workshop.parts()

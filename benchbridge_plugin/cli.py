@@ -150,7 +150,9 @@ def sync(
 
 @bridge.command(short_help="Show where every result is.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="F", help="Write it to this file.")
-@click.option("--format", "kind", type=click.Choice(["json", "csv", "markdown", "text"]), help="Default: by the file's ending, else text.")
+@click.option(
+    "--format", "kind", type=click.Choice(["json", "csv", "markdown", "text", "html"]), help="Default: by the file's ending, else text."
+)
 @_options("source", "benchmark_db", "ledger", "config", "json")
 @click.pass_context
 def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json: bool, source: str | None, **given: Any) -> None:
@@ -159,7 +161,7 @@ def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json
 
     if as_json and kind not in (None, "json"):
         raise click.UsageError(f"--json and --format {kind} contradict each other: give one of them.")
-    endings = {".json": "json", ".csv": "csv", ".md": "markdown"}
+    endings = {".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html"}
     chosen = "json" if as_json else kind or (endings.get(output.suffix.lower(), "text") if output else "text")
     with _bridge(ctx, given) as bridge:
         built = bridge.generate_report(source=source)

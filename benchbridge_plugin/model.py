@@ -239,6 +239,11 @@ class Accounting:
         """The identity. Both sides are counted on their own: see docs/decisions/accounting.md."""
         return self.total == self.delivered + self.pending + self.retrying + self.in_doubt + self.rejected + self.skipped
 
+    @property
+    def backlog(self) -> int:
+        """What is still to be delivered."""
+        return self.pending + self.retrying + self.in_doubt
+
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "skipped_by_reason": dict(self.skipped_by_reason), "balanced": self.balanced}
 
@@ -264,6 +269,7 @@ class RunSummary:
     unknown: int = 0  # of those asked for then: the sink could not say
     reasons: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, int] = field(default_factory=dict)
+    backlog: int | None = None  # pending, retrying or in doubt at the end of the run; None where nobody counted
     held: Mapping[str, float] = field(default_factory=dict)  # how the source was held open: count, p95_ms, max_ms
     error_code: str | None = None
     message: str = ""

@@ -41,7 +41,6 @@ def init_app(app: Flask, config: Mapping[str, Any] | None = None) -> None:
     if not _enabled(section):
         return
     from benchbridge_plugin.config import from_mapping
-    from benchbridge_plugin.web import create_blueprint, create_broken_blueprint
 
     where = f"section {SECTION}"
     try:
@@ -57,10 +56,14 @@ def init_app(app: Flask, config: Mapping[str, Any] | None = None) -> None:
         if _strict(section):
             raise
         _logger.error("benchbridge is enabled but cannot work: %s", error)
+        from benchbridge_plugin.web.broken import create_broken_blueprint
+
         app.extensions[EXTENSION] = None
         app.extensions[ERROR] = error
         app.register_blueprint(create_broken_blueprint(error))
         return
+    from benchbridge_plugin.web.blueprint import create_blueprint
+
     app.extensions[EXTENSION] = bridge
     app.register_blueprint(create_blueprint(bridge))
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchbridge_plugin.archive import page_of
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.model import Accounting, RunSummary
@@ -26,6 +27,7 @@ FORMATS: Mapping[str, str] = {
     "csv": "text/csv; charset=utf-8",
     "markdown": "text/markdown; charset=utf-8",
     "text": "text/plain; charset=utf-8",
+    "html": "text/html; charset=utf-8",
 }
 _STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
 _FILE_PREFIX = "benchbridge-report-"
@@ -45,7 +47,9 @@ def iso(seconds: float | None) -> str | None:
 
 def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run with its times as ISO 8601, and so the runs of several files within it."""
-    shown = {**run, "started_at": iso(run["started_at"]), "finished_at": iso(run["finished_at"])}
+    began, ended = run["started_at"], run["finished_at"]
+    lasted = None if ended is None else round(max(ended - began, 0.0), 3)
+    shown = {**run, "started_at": iso(began), "finished_at": iso(ended), "duration_s": lasted}
     return {**shown, "sources": [run_as_json(part) for part in run["sources"]]} if "sources" in run else shown
 
 
@@ -111,6 +115,8 @@ def render(report: Mapping[str, Any], kind: str) -> str:
         return _document(report, markdown=True)
     if kind == "text":
         return _document(report, markdown=False)
+    if kind == "html":
+        return page_of(report)
     raise ConfigError(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(FORMATS)}.", format=kind)
 
 

@@ -6,6 +6,7 @@ Whether there are several is a matter of the config and not of how many files th
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from benchbridge_plugin.ledger import LeaseHolder, Ledger, Page
 from benchbridge_plugin.model import Accounting, RunSummary, State, SyncRequest
 from benchbridge_plugin.round import Turn, in_turn, sync_all
 from benchbridge_plugin.sinks.base import Sink
-from benchbridge_plugin.totals import accounting_total, report_total
+from benchbridge_plugin.totals import accounting_total, coverage_total, refusals_total, report_total
 from benchbridge_plugin.verification import Verification, total_of, verify, verify_all
 
 _RUNS_SHOWN = 10
@@ -144,6 +145,21 @@ class Roster:
             if len(rows) > limit:
                 return Page(rows[:limit], marks[limit - 1])
         return Page(rows, None)
+
+    def coverage(self) -> list[dict[str, Any]]:
+        """What Accounts.coverage says, over all files."""
+        return coverage_total(self.ledger.accounts.coverage(feed.source_id) for feed in self.feeds)
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """What Accounts.refusals says, over all files."""
+        return refusals_total(self.ledger.accounts.refusals(feed.source_id) for feed in self.feeds)
+
+    def quality(self) -> dict[str, int]:
+        """What Accounts.quality says, over all files."""
+        total: Counter[str] = Counter()
+        for feed in self.feeds:
+            total.update(self.ledger.accounts.quality(feed.source_id))
+        return dict(total)
 
     def report(self) -> dict[str, Any]:
         """The report. What keeps a file from being compared is in its note; it is raised when there is nothing to show for any file."""

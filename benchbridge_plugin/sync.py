@@ -466,9 +466,12 @@ class SyncEngine:
 
     def _summarise(self, summary: RunSummary, tally: Tally, *, state: str, error: BridgeError | None = None) -> RunSummary:
         skipped: dict[str, int] = {}
+        backlog = None
         with suppress(LedgerError):
-            skipped = dict(self._ledger.accounts.accounting(self.source_id).skipped_by_reason)
-        return tally.summary(summary, state=state, skipped=skipped, held=self._source.holds(), error=error)
+            accounting = self._ledger.accounts.accounting(self.source_id)
+            skipped = dict(accounting.skipped_by_reason)
+            backlog = accounting.backlog
+        return tally.summary(summary, state=state, skipped=skipped, backlog=backlog, held=self._source.holds(), error=error)
 
     def _release(self, lease: Lease) -> None:
         try:

@@ -102,9 +102,10 @@ class Tally:
         state: str,
         skipped: Mapping[str, int],
         held: Mapping[str, float],
+        backlog: int | None = None,
         error: BridgeError | None = None,
     ) -> RunSummary:
-        """The run as it ended. `skipped`: by reason, of the last comparison; `held`: how the source was held open."""
+        """The run as it ended. `skipped`: by reason, of the last comparison; `held`: how the source was held open; `backlog`: what waits."""
         counts = f"{self.synced} synced, {self.rejected} refused, {self.failed} to be retried"
         if self.adopted or begun.request.get("adopt"):
             counts = f"{self.adopted} adopted, {counts}"
@@ -124,6 +125,7 @@ class Tally:
             skipped=sum(skipped.values()),
             reasons={**+self.reasons, **skipped},
             quality=dict(+self.quality),
+            backlog=backlog,
             held=held,
             error_code=error.code if error else None,
             message=f"{error.message} ({counts})" if error else f"{counts}.",

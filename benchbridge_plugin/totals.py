@@ -35,6 +35,7 @@ def sync_total(parts: Sequence[FileSync], request: SyncRequest, began: float, en
     for summary in summaries:
         reasons.update(summary.reasons)
         quality.update(summary.quality)
+    backlogs = [summary.backlog for summary in summaries]
     held = [summary.held for summary in summaries if summary.held]
     bad = [part for part in parts if part.summary.error_code is not None]
     worst = max(bad, key=lambda part: exit_code_of(part.summary.error_code or ""), default=None)
@@ -50,6 +51,7 @@ def sync_total(parts: Sequence[FileSync], request: SyncRequest, began: float, en
         **sums,
         reasons=dict(reasons),
         quality=dict(quality),
+        backlog=None if None in backlogs else sum(backlog or 0 for backlog in backlogs),
         held={
             "count": sum(part["count"] for part in held),
             **{name: max((part[name] for part in held), default=0.0) for name in ("p95_ms", "max_ms")},
@@ -81,18 +83,10 @@ def report_total(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], s
 
     `parts`: what to say of a file, and its report. `shown`: what the sum cannot know: generated_at, source, note, sync_history, accounting.
     """
-    cells: dict[tuple[str, str], Counter[str]] = {}
-    refusals: Counter[tuple[str, str, str]] = Counter()
     quality: Counter[str] = Counter()
     for _, report in parts:
-        for row in report["coverage"]:
-            cells.setdefault((row["model"], row["hardware"]), Counter()).update(
-                {name: count for name, count in row.items() if name not in ("model", "hardware")}
-            )
-        for row in report["refusals"]:
-            refusals[row["state"], row["code"] or "", row["reason"] or ""] += row["count"]
         quality.update(report["quality"])
-    coverage = [{"model": model, "hardware": hardware, **counts} for (model, hardware), counts in sorted(cells.items())]
+    coverage = coverage_total(report["coverage"] for _, report in parts)
     accounting = shown["accounting"]
     return {
         **shown,
@@ -103,10 +97,28 @@ def report_total(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], s
         "model_coverage": coverage_by(coverage, "model"),
         "hardware_coverage": coverage_by(coverage, "hardware"),
         "coverage": coverage,
-        "refusals": [
-            {"state": state, "code": code, "reason": reason, "count": count}
-            for (state, code, reason), count in sorted(refusals.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        "refusals": refusals_total(report["refusals"] for _, report in parts),
         "quality": dict(quality),
         "sources": [{**said, "coverage": report["coverage"]} for said, report in parts],
     }
+
+
+def coverage_total(parts: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    cells: dict[tuple[str, str], Counter[str]] = {}
+    for rows in parts:
+        for row in rows:
+            counts = {name: count for name, count in row.items() if name not in ("model", "hardware")}
+            cells.setdefault((row["model"], row["hardware"]), Counter()).update(counts)
+    return [{"model": model, "hardware": hardware, **counts} for (model, hardware), counts in sorted(cells.items())]
+
+
+def refusals_total(parts: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Most first."""
+    refusals: Counter[tuple[str, str, str]] = Counter()
+    for rows in parts:
+        for row in rows:
+            refusals[row["state"], row["code"] or "", row["reason"] or ""] += row["count"]
+    return [
+        {"state": state, "code": code, "reason": reason, "count": count}
+        for (state, code, reason), count in sorted(refusals.items(), key=lambda item: (-item[1], item[0]))
+    ]

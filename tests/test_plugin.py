@@ -175,8 +175,8 @@ def test_every_hook_is_one_that_the_host_knows() -> None:
 
 
 def test_docs_name_every_hook_and_every_route(make_app: MakeApp, section: dict[str, Any]) -> None:
-    """docs/host.md, with the methods and the arguments that a service must have."""
-    text = (Path(__file__).parents[1] / "docs" / "host.md").read_text(encoding="utf-8")
+    """docs/host.md, with the methods and the arguments that a service must have, and docs/dashboard.md with the pages."""
+    text = "".join((Path(__file__).parents[1] / "docs" / name).read_text(encoding="utf-8") for name in ("host.md", "dashboard.md"))
     for name in dir(plugin):
         assert not name.startswith("unified_server_") or f"`{name}(app)`" in text
     for rule in make_app(section).url_map.iter_rules():

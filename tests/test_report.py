@@ -252,4 +252,5 @@ def test_times_are_iso_in_utc() -> None:
         "run_id": 1,
         "started_at": "1970-01-01T00:00:01Z",
         "finished_at": None,
+        "duration_s": None,
     }

@@ -14,6 +14,7 @@ from benchbridge_plugin.ledger import meters
 from benchbridge_plugin.ledger.accounts import Accounts, Compared, Page
 from benchbridge_plugin.ledger.claims import Claim
 from benchbridge_plugin.ledger.comparisons import Comparison, Comparisons
+from benchbridge_plugin.ledger.contents import Content, Contents
 from benchbridge_plugin.ledger.deliveries import Deliveries
 from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.meters import Meters
@@ -29,6 +30,7 @@ __all__ = [
     "Claim",
     "Compared",
     "Comparison",
+    "Content",
     "Ended",
     "Holder",
     "Lease",
@@ -45,8 +47,8 @@ __all__ = [
 
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
-    `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `whereabouts`: where the files were;
-    `outbox`: events that a webhook has to be told of.
+    `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `contents`: one result by itself;
+    `whereabouts`: where the files were; `outbox`: events that a webhook has to be told of.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
     `events`: the types that are kept for a webhook. `told`: called with the events of a run that has ended.
@@ -71,6 +73,7 @@ class Ledger:
         self.comparisons = Comparisons(self._store, self.leases, now)
         self.deliveries = Deliveries(self._store, self.leases, now)
         self.shares = Shares(self._store, self.leases, now)
+        self.contents = Contents(self._store)
         self.whereabouts = Whereabouts(self._store)
 
     @property

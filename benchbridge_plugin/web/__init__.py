@@ -1,7 +1,1 @@
-"""The routes under /api/bridge."""
-
-from __future__ import annotations
-
-from benchbridge_plugin.web.blueprint import create_blueprint, create_broken_blueprint
-
-__all__ = ["create_blueprint", "create_broken_blueprint"]
+"""The routes under /api/bridge: `blueprint.create_blueprint` of a bridge that works, `broken.create_broken_blueprint` of one that cannot."""

@@ -51,10 +51,10 @@ def body(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
     return {name: _whole(value) if allowed[name] is int else value for name, value in given.items() if value is not None}
 
 
-def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
-    """The query string, checked in the same way."""
+def query(request: Request, allowed: Mapping[str, type], given: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The query string, checked in the same way; or what else was `given` as texts, as a form does."""
     found: dict[str, Any] = {}
-    for name, text in request.args.items():
+    for name, text in (request.args if given is None else given).items():
         if name not in allowed:
             raise InvalidArgument(f"There is no argument {name[:100]!r}.", guidance=f"There are: {', '.join(allowed)}.")
         value: Any = text
@@ -63,6 +63,11 @@ def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
                 value = int(text)
             except ValueError:
                 raise InvalidArgument(f"{name} must be a whole number, not {text[:100]!r}.") from None
+        elif allowed[name] is float:
+            try:
+                value = float(text)
+            except ValueError:
+                raise InvalidArgument(f"{name} must be a number, not {text[:100]!r}.") from None
         _check(name, value, allowed[name])
         found[name] = value
     return found

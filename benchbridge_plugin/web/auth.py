@@ -5,6 +5,7 @@ Without a configured key one is made when the server first starts, shown once on
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
@@ -45,6 +46,18 @@ class KeyRing:
         # WSGI hands over the header's bytes as latin-1; this gives them back as they came.
         return hmac.compare_digest(given.encode("latin-1", "replace"), self._key().encode())
 
+    def reads_are_open(self, request: Request) -> bool:
+        """Whether anybody may read this."""
+        return self._open_reads and request.method in _READING
+
+    def is_key(self, text: str) -> bool:
+        """Whether this is the key, as somebody typed it."""
+        return hmac.compare_digest(text.strip().encode("utf-8", "replace"), self._key().encode())
+
+    def seal(self) -> bytes:
+        """What sessions are signed with: all workers have the same, and a changed key ends all sessions."""
+        return hmac.new(self._key().encode(), b"benchbridge sessions", hashlib.sha256).digest()
+
     def _key(self) -> str:
         if self._configured:
             return self._configured
@@ -75,8 +88,11 @@ class KeyRing:
             ) from None
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(key + "\n")
-        # To the terminal and not to the log: logs are copied around.
-        sys.stderr.write(f"benchbridge: made an API key for /api/bridge: {key} (kept in {self._path}, shown only now)\n")
+        # To the terminal and not to the log: logs are copied around. What is behind # in an address stays in the browser.
+        sys.stderr.write(
+            f"benchbridge: made an API key for /api/bridge: {key} (kept in {self._path}, shown only now). "
+            f"In a browser, at this server: /api/bridge/sign-in#key={key}\n"
+        )
         return key
 
     def _made_by_another(self) -> str:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify, request, url_for
+from flask import Blueprint, Request, Response, current_app, jsonify, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
-from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.web import problems
 from benchbridge_plugin.web.arguments import InvalidArgument, body, query, within
-from benchbridge_plugin.web.auth import HEADER, KeyRing
+from benchbridge_plugin.web.auth import KeyRing
+from benchbridge_plugin.web.broken import METHODS, PREFIX
+from benchbridge_plugin.web.dashboard import NAME, create_pages
+from benchbridge_plugin.web.export import RESULT_COLUMNS, RUN_COLUMNS, as_csv, kind_of
 from benchbridge_plugin.web.openapi import document
+from benchbridge_plugin.web.session import Sessions
 
-PREFIX = "/api/bridge"
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
 _CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
-_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 
 
@@ -30,6 +31,8 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     """All routes of a working bridge."""
     routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
     keys = KeyRing(bridge.config, bridge.key_path)
+    sessions = Sessions(keys, PREFIX, _known_to_host)
+    dashboard = f"{routes.name}.{NAME}"
     problems.install(routes)
 
     def source_of(given: dict[str, Any]) -> str | None:
@@ -39,18 +42,17 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
             raise InvalidArgument(f"There is no source {name[:100]!r}.", guidance=f"There are: {', '.join(names[:20]) or 'none yet'}.")
         return name
 
+    def check_cursor(cursor: str) -> None:
+        match = _CURSOR.fullmatch(cursor)
+        if match is None or bool(match[1]) != bridge.config.files.several:
+            raise InvalidArgument("cursor is not one that this route gave.", guidance="Take it from `next` of the page before.")
+
     @routes.before_request
     def guard() -> Response | None:
         request.max_content_length = _LARGEST_BODY
-        if keys.allows(request):
+        if request.blueprint == dashboard or sessions.allows(request):  # the dashboard has a guard of its own
             return None
-        return problems.problem(
-            401,
-            "key_needed",
-            "This route needs the API key of the bridge.",
-            guidance=f"Send it in the header {HEADER}; the server's operator has it.",
-            headers={"WWW-Authenticate": 'Bearer realm="benchbridge"'},
-        )
+        return problems.key_needed()
 
     @routes.after_request
     def headers(response: Response) -> Response:
@@ -85,13 +87,16 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
 
     @routes.get("/runs")
     def runs() -> ResponseReturnValue:
-        given = query(request, {"limit": int, "before": int, "source": str})
+        given = query(request, {"limit": int, "before": int, "source": str, "format": str})
+        kind = kind_of(given)
         within(given, "limit", 1, 1_000)
         limit = given.get("limit", 20)
         source = source_of(given)
         found = bridge.runs(limit=limit + 1, before=given.get("before"), source=source)
-        again: dict[str, Any] = {"limit": limit} if source is None else {"limit": limit, "source": source}
+        again: dict[str, Any] = {"limit": limit, "source": source, "format": None if kind == "json" else kind}
         following = url_for("benchbridge.runs", **again, before=found[limit - 1]["run_id"]) if len(found) > limit else None
+        if kind == "csv":
+            return as_csv(RUN_COLUMNS, found[:limit], name="runs", following=following)
         return jsonify({"runs": found[:limit], "next": following})
 
     @routes.get("/runs/<int:run_id>")
@@ -107,24 +112,28 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         kind = given.get("format", "json")
         if kind not in reports.FORMATS:
             raise InvalidArgument(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(reports.FORMATS)}.")
-        return Response(reports.render(bridge.generate_report(source=source_of(given)), kind), content_type=reports.FORMATS[kind])
+        rendered = reports.render(bridge.generate_report(source=source_of(given)), kind)
+        # The HTML has its style in itself and nothing else; as a page of this server it gets no more than that.
+        headers = (
+            {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"} if kind == "html" else {}
+        )
+        return Response(rendered, headers=headers, content_type=reports.FORMATS[kind])
 
     @routes.get("/results")
     def results() -> ResponseReturnValue:
-        given = query(request, {"state": str, "model": str, "hardware": str, "limit": int, "cursor": str, "source": str})
+        given = query(request, {"state": str, "model": str, "hardware": str, "limit": int, "cursor": str, "source": str, "format": str})
         within(given, "limit", 1, 1_000)
-        match = _CURSOR.fullmatch(given.get("cursor", ""))
-        if "cursor" in given and (match is None or bool(match[1]) != bridge.config.files.several):
-            raise InvalidArgument("cursor is not one that this route gave.", guidance="Take it from `next` of the page before.")
+        kind = kind_of(given)
+        if "cursor" in given:
+            check_cursor(given["cursor"])
         state = _state(given.pop("state", None))
         page = bridge.results(state=state, source=source_of(given), **given)
         again: dict[str, Any] = {**request.args.to_dict(), "cursor": page.next_cursor}
-        return jsonify(
-            {
-                "results": [result_as_json(row) for row in page.rows],
-                "next": url_for("benchbridge.results", **again) if page.next_cursor else None,
-            }
-        )
+        following = url_for("benchbridge.results", **again) if page.next_cursor else None
+        rows = [result_as_json(row) for row in page.rows]
+        if kind == "csv":
+            return as_csv(RESULT_COLUMNS, rows, name="results", following=following)
+        return jsonify({"results": rows, "next": following})
 
     @routes.post("/results/retry")
     def retry() -> ResponseReturnValue:
@@ -173,29 +182,18 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     def openapi() -> ResponseReturnValue:
         return jsonify(document())
 
-    @routes.route("", methods=_METHODS)
-    @routes.route("/", methods=_METHODS)
-    @routes.route("/<path:path>", methods=_METHODS)
+    routes.register_blueprint(create_pages(bridge, keys, sessions, check_cursor))
+
+    @routes.route("", methods=METHODS)
+    @routes.route("/", methods=[method for method in METHODS if method != "GET"])
+    @routes.route("/<path:path>", methods=METHODS)
     def nothing(path: str = "") -> ResponseReturnValue:
         """Everything else under the prefix, so that here too the answer is a problem document and not the host's page."""
         if allowed := _methods_here():
             raise MethodNotAllowed(sorted(allowed), f"This route takes {' and '.join(sorted(allowed))}.")
-        return problems.problem(
-            404, "no_such_route", f"There is no route {PREFIX}/{path[:200]}.", guidance="docs/host.md lists the routes."
-        )
-
-    return routes
-
-
-def create_broken_blueprint(error: BridgeError) -> Blueprint:
-    """What an enabled but misconfigured plugin offers: every route says what is wrong. There is no key to ask for, and nothing else to see."""
-    routes = Blueprint("benchbridge", __name__, url_prefix=PREFIX)
-
-    @routes.route("", methods=_METHODS)
-    @routes.route("/", methods=_METHODS)
-    @routes.route("/<path:path>", methods=_METHODS)
-    def broken(**_: str) -> ResponseReturnValue:
-        return problems.problem(503, error.code, error.message, guidance=error.guidance, error=error.message)
+        if not path and request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
+            return redirect(url_for("benchbridge.pages.overview"), 308)
+        return problems.no_such_route(path)
 
     return routes
 
@@ -213,6 +211,12 @@ def _methods_here() -> set[str]:
         if endpoint != "benchbridge.nothing":
             allowed.add(method)
     return allowed
+
+
+def _known_to_host(asking: Request) -> object:
+    """Who the host says is asking: the name of somebody signed in there, or None. What its code raises lets nobody in."""
+    authenticate = current_app.extensions.get("unified_server.services", {}).get("authenticate")
+    return authenticate(asking) if callable(authenticate) else None
 
 
 def _state(name: str | None) -> State | None:

@@ -9,6 +9,7 @@ from benchbridge_plugin._version import __version__
 from benchbridge_plugin.model import STATE_NAMES
 from benchbridge_plugin.report import FORMATS
 from benchbridge_plugin.web.arguments import LONGEST_ITEM, MOST_ITEMS
+from benchbridge_plugin.web.export import KINDS
 
 _Schema = Mapping[str, Any]
 
@@ -18,6 +19,7 @@ _COUNT: _Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _PAGE: _Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
 _FLAG: _Schema = {"type": "boolean"}
 _OBJECT: _Schema = {"type": "object"}
+_FORMAT: _Schema = {"type": "string", "enum": list(KINDS), "description": "of csv the header Link has the next page"}
 
 
 def document() -> dict[str, Any]:
@@ -48,8 +50,13 @@ def document() -> dict[str, Any]:
         "/runs": {
             "get": _route(
                 "The runs, newest first",
-                query={"limit": _PAGE, "before": {"type": "integer", "minimum": -(2**53), "maximum": 2**53}, "source": _SOURCE},
-                answers={200: _listing("runs"), 422: problem},
+                query={
+                    "limit": _PAGE,
+                    "before": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
+                    "source": _SOURCE,
+                    "format": _FORMAT,
+                },
+                answers={200: _table("runs"), 422: problem},
             )
         },
         "/runs/{run_id}": {
@@ -80,8 +87,9 @@ def document() -> dict[str, Any]:
                         "description": "from `next` of the page before; over several benchmark files it begins with the number of a source",
                     },
                     "source": _SOURCE,
+                    "format": _FORMAT,
                 },
-                answers={200: _listing("results"), 422: problem},
+                answers={200: _table("results"), 422: problem},
             )
         },
         "/results/retry": {
@@ -201,6 +209,10 @@ def _listing(name: str) -> _Schema:
         "required": [name, "next"],
         "properties": {name: {"type": "array", "items": _OBJECT}, "next": {"type": ["string", "null"]}},
     }
+
+
+def _table(name: str) -> _Schema:
+    return {"application/json": _listing(name), "text/csv": {}}
 
 
 def _reference(name: str) -> _Schema:

@@ -10,6 +10,7 @@ from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from benchbridge_plugin.errors import BridgeError, ConfigError
+from benchbridge_plugin.web.auth import HEADER
 
 _logger = logging.getLogger(__name__)
 
@@ -24,6 +25,20 @@ def problem(
     if guidance:
         body["guidance"] = guidance
     return Response(json.dumps({**body, **fields}), status, headers=dict(headers or {}), content_type="application/problem+json")
+
+
+def key_needed() -> Response:
+    return problem(
+        401,
+        "key_needed",
+        "This route needs the API key of the bridge.",
+        guidance=f"Send it in the header {HEADER}; the server's operator has it.",
+        headers={"WWW-Authenticate": 'Bearer realm="benchbridge"'},
+    )
+
+
+def no_such_route(path: str) -> Response:
+    return problem(404, "no_such_route", f"There is no route /api/bridge/{path[:200]}.", guidance="docs/host.md lists the routes.")
 
 
 def of_error(error: BridgeError) -> Response:

@@ -28,7 +28,17 @@ app = Flask("host")
 init_app(app, {"enabled": True, "benchmark_db_path": sys.argv[1] + "/results.duckdb", "bridge_api_key": "k"})
 answer = app.test_client().get("/api/bridge/health", headers={"X-API-Key": "k"})
 assert answer.status_code == 200, answer.text
+page = app.test_client().get("/api/bridge/", headers={"X-API-Key": "k", "Accept": "text/html"})
+assert page.status_code == 200, page.text
+assert app.test_client().get("/api/bridge/static/dashboard.css").status_code == 200
 """
+#: What is no Python and still has to come along.
+_SHOWN = (
+    "benchbridge_plugin/templates/report.html",
+    "benchbridge_plugin/web/templates/overview.html",
+    "benchbridge_plugin/web/static/dashboard.css",
+    "benchbridge_plugin/web/static/dashboard.js",
+)
 
 
 def run(*command: str | Path) -> str:
@@ -45,7 +55,12 @@ def main() -> None:
         run(sys.executable, "-m", "build", "--outdir", place / "dist", ROOT)
         (wheel,) = (place / "dist").glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
-        for wanted in ("benchbridge_plugin/py.typed", "benchbridge_plugin/ledger/schema.py", "benchbridge_plugin/web/blueprint.py"):
+        for wanted in (
+            "benchbridge_plugin/py.typed",
+            "benchbridge_plugin/ledger/schema.py",
+            "benchbridge_plugin/web/blueprint.py",
+            *_SHOWN,
+        ):
             if wanted not in names:
                 sys.exit(f"{wheel.name} lacks {wanted}")
         if strays := [name for name in names if not name.startswith(("benchbridge_plugin/", "benchbridge-"))]:

@@ -22,6 +22,7 @@ from unified_server.serving import serve
 logger = logging.getLogger(__name__)
 
 ADDRESSES = (
+    "/api/bridge/",
     "/",
     "/health",
     "/api/bridge/report?format=text",

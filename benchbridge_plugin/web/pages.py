@@ -1,0 +1,231 @@
+"""The dashboard's pages. Each asks the bridge for the rows that it shows and no more: it must not take longer the more results there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response, request, url_for
+from flask.typing import ResponseReturnValue
+
+from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
+from benchbridge_plugin.charts import STATES, accounting_bar, cell_level, history
+from benchbridge_plugin.model import STATE_NAMES
+from benchbridge_plugin.web import export
+from benchbridge_plugin.web.arguments import InvalidArgument, query, within
+from benchbridge_plugin.web.drawing import page
+from benchbridge_plugin.web.session import Visitor
+
+_MODELS_SHOWN = 40
+_HARDWARE_SHOWN = 12
+_SENTENCES_SHOWN = 10
+_REASONS_SHOWN = 100
+_RESULTS_SHOWN = 50
+_RUNS_SHOWN = 50
+_RUNS_DRAWN = 60
+_FILES_SHOWN = 100
+_NAMED = {name: state for state, name in STATE_NAMES.items()}
+_TABLES: Mapping[str, Sequence[str]] = {
+    "accounting": ("state", "results"),
+    "coverage": ("model", "hardware", "total", *STATES),
+    "refusals": ("state", "code", "count", "reason"),
+    "remarks": ("remark", "results"),
+    "files": ("name", "path", "total", *STATES, "note"),
+    "story": ("name", "value", "unit", "column", "said", "why"),
+    "contents": export.RESULT_COLUMNS[1:],
+}
+
+
+class Pages:
+    """What the pages show. `common`: see common_of."""
+
+    def __init__(self, bridge: BenchmarkPredictivePerformanceBridge) -> None:
+        self._bridge = bridge
+
+    # -- pages --------------------------------------------------------------------------------------------------------------------------
+
+    def overview(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        source = self._source(query(request, {"source": str, "said": str}))
+        accounting = self._bridge.accounting(source=source)
+        runs = self._bridge.runs(limit=_RUNS_DRAWN, source=source)
+        return page(
+            "overview.html",
+            **common,
+            **self._sources(source),
+            accounting=accounting,
+            bar=accounting_bar(accounting),
+            chart=history(list(reversed(runs))),
+            runs=runs[:8],
+            running=next((run for run in runs if run["state"] == "running"), None),
+            schedule=self._bridge.schedule(),
+            remarks=sorted(self._bridge.quality(source=source).items(), key=lambda item: -item[1]),
+            files=self._files()[:_FILES_SHOWN] if self._bridge.config.files.several and source is None else [],
+        )
+
+    def coverage(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        given = query(request, {"source": str, "q": str, "page": int})
+        within(given, "page", 1, 1_000_000)
+        source, wanted, number = self._source(given), given.get("q", ""), given.get("page", 1)
+        cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+        totals: dict[str, int] = {}
+        models: dict[str, list[int]] = {}
+        for row in self._bridge.coverage(source=source):
+            cells.setdefault(row["model"], {})[row["hardware"]] = row
+            totals[row["hardware"]] = totals.get(row["hardware"], 0) + row["total"]
+            sums = models.setdefault(row["model"], [0, 0])
+            sums[0] += row["total"]
+            sums[1] += row["delivered"]
+        hardware = sorted(totals, key=lambda name: (-totals[name], name))
+        found = sorted((name for name in models if wanted.lower() in name.lower()), key=lambda name: (-models[name][0], name))
+        first = (number - 1) * _MODELS_SHOWN
+        return page(
+            "coverage.html",
+            **common,
+            **self._sources(source),
+            q=wanted,
+            number=number,
+            first=first,
+            found=len(found),
+            models=[(name, *models[name]) for name in found[first : first + _MODELS_SHOWN]],
+            hardware=hardware[:_HARDWARE_SHOWN],
+            more_hardware=len(hardware) - _HARDWARE_SHOWN,
+            cells=cells,
+            level=cell_level,
+            more=first + _MODELS_SHOWN < len(found),
+        )
+
+    def refusals(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        source = self._source(query(request, {"source": str, "said": str}))
+        groups: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in self._bridge.refusals(source=source):
+            group = groups.setdefault((row["state"], row["code"]), {"state": row["state"], "code": row["code"], "count": 0, "rows": []})
+            group["count"] += row["count"]
+            group["rows"].append(row)
+        ordered = sorted(groups.values(), key=lambda group: (-group["count"], group["state"], group["code"]))
+        accounting = self._bridge.accounting(source=source)
+        return page(
+            "refusals.html",
+            **common,
+            **self._sources(source),
+            groups=ordered[:_REASONS_SHOWN],
+            more=len(ordered) - _REASONS_SHOWN,
+            sentences=_SENTENCES_SHOWN,
+            skipped=sorted(accounting["skipped_by_reason"].items(), key=lambda item: -item[1]),
+        )
+
+    def results(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        asked = {name: text for name, text in request.args.items() if text}  # a form sends what is left empty, too
+        given = query(request, {"source": str, "state": str, "model": str, "hardware": str, "cursor": str}, asked)
+        source = self._source(given)
+        chosen: dict[str, Any] = {name: given[name] for name in ("state", "model", "hardware") if name in given}
+        state = given.pop("state", None)
+        if state is not None and state not in _NAMED:
+            raise InvalidArgument(f"There is no state {state!r}.", guidance=f"Choose one of: {', '.join(_NAMED)}.")
+        if "cursor" in given:
+            common["check_cursor"](given["cursor"])
+        found = self._bridge.results(state=_NAMED.get(state or ""), source=source, limit=_RESULTS_SHOWN, **given)
+        again = chosen.copy()
+        if source is not None:
+            again["source"] = source
+        return page(
+            "results.html",
+            **common,
+            **self._sources(source),
+            rows=[result_as_json(row) for row in found.rows],
+            chosen=chosen,
+            states=list(_NAMED),
+            begun="cursor" in given,
+            again=urlencode(again),
+            following=urlencode({**again, "cursor": found.next_cursor}) if found.next_cursor else None,
+        )
+
+    def result(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        given = query(request, {"source": str, "id": str, "said": str})
+        source = self._source(given)
+        if "id" not in given:
+            raise InvalidArgument("id is missing.", guidance="Say which result: ?id=...")
+        story = self._bridge.story(given["id"], source=source)
+        says = {said["content_hash"]: said for said in story.sink_says}
+        return page("result.html", 200 if story.found else 404, **common, **self._sources(source or story.source), story=story, says=says)
+
+    def runs(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        given = query(request, {"source": str, "before": int})
+        source = self._source(given)
+        found = self._bridge.runs(limit=_RUNS_SHOWN + 1, before=given.get("before"), source=source)
+        return page(
+            "runs.html",
+            **common,
+            **self._sources(source),
+            runs=found[:_RUNS_SHOWN],
+            before=given.get("before"),
+            following=found[_RUNS_SHOWN - 1]["run_id"] if len(found) > _RUNS_SHOWN else None,
+        )
+
+    def run(self, common: Mapping[str, Any], run_id: int) -> ResponseReturnValue:
+        query(request, {"said": str})
+        found = self._bridge.run(min(run_id, 2**62))
+        if found is None:
+            return page(
+                "error.html", 404, **common, **self._sources(None), title="No such run", detail=f"There is no run {run_id}.", guidance=""
+            )
+        return page("run.html", **common, **self._sources(found.get("source")), run=found)
+
+    # -- tables for other programs ------------------------------------------------------------------------------------------------------
+
+    def table(self, name: str, kind: str) -> Response:
+        """A table of a page, whole."""
+        given = query(request, {"source": str, "id": str})
+        source = self._source(given)
+        rows: Sequence[Mapping[str, Any]]
+        if name == "accounting":
+            accounting = self._bridge.accounting(source=source)
+            rows = [{"state": state, "results": accounting[state]} for state in STATES]
+        elif name == "coverage":
+            rows = self._bridge.coverage(source=source)
+        elif name == "refusals":
+            rows = self._bridge.refusals(source=source)
+        elif name == "remarks":
+            rows = [{"remark": remark, "results": count} for remark, count in self._bridge.quality(source=source).items()]
+        elif name == "files":
+            rows = self._files()
+        else:
+            story = self._bridge.story(given.get("id", ""), source=source)
+            rows = story.contents if name == "contents" else story.as_dict()["fields"]
+        return export.table(_TABLES[name], rows, name=name, kind=kind)
+
+    # -- inside -------------------------------------------------------------------------------------------------------------------------
+
+    def _source(self, given: dict[str, Any]) -> str | None:
+        name: str | None = given.pop("source", None)
+        if name is not None and name not in (names := self._bridge.source_names()):
+            raise InvalidArgument(f"There is no source {name[:100]!r}.", guidance=f"There are: {', '.join(names[:20]) or 'none yet'}.")
+        return name
+
+    def _sources(self, source: str | None) -> dict[str, Any]:
+        """What the head of every page says of the benchmark files."""
+        files = self._bridge.config.files
+        return {"source": source, "several": files.several, "label": source or (files.label if files.several else files.name)}
+
+    def _files(self) -> list[dict[str, Any]]:
+        told = self._bridge.files()
+        return [{**said, **{name: said["accounting"][name] for name in ("total", *STATES)}} for said in told]
+
+
+def table_names() -> Sequence[str]:
+    return tuple(_TABLES)
+
+
+def common_of(visitor: Visitor | None, token: str, *, reads_are_open: bool, said: str | None) -> dict[str, Any]:
+    """What every page shows beside its own."""
+    return {
+        "visitor": visitor,
+        "token": token,
+        "reads_are_open": reads_are_open,
+        "said": said,
+        "at": lambda endpoint, /, **values: url_for(
+            f"benchbridge.pages.{endpoint}", **{key: value for key, value in values.items() if value}
+        ),
+        "data": lambda endpoint, /, **values: url_for(f"benchbridge.{endpoint}", **{key: value for key, value in values.items() if value}),
+        "endpoint": (request.endpoint or "").rpartition(".")[2],
+    }
