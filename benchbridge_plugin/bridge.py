@@ -13,6 +13,7 @@ from typing import Any
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin._version import __version__
+from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
 from benchbridge_plugin.background import Background
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import HostServices
@@ -154,7 +155,7 @@ class BenchmarkPredictivePerformanceBridge:
         whole = self._background.whole(run_id)
         if whole is not None:
             with suppress(TimeoutError):
-                return reports.run_as_json(whole.result(timeout_s).as_dict())
+                return run_as_json(whole.result(timeout_s).as_dict())
         while (run := self.run(run_id)) is not None and run["state"] == "running" and time.monotonic() < deadline:
             time.sleep(0.05)
         return run
@@ -220,7 +221,7 @@ class BenchmarkPredictivePerformanceBridge:
             "schedule": self.schedule(),
             "lease": lease_as_json(roster.lease_holder()),
             "last_run": runs[0] if runs else None,
-            "accounting": reports.accounting_as_json(roster.total_of(accountings)),
+            "accounting": accounting_as_json(roster.total_of(accountings)),
             "config": self.config.redacted(),
         }
         return {**status, "sources": roster.sources(accountings)} if roster.several else status
@@ -231,13 +232,13 @@ class BenchmarkPredictivePerformanceBridge:
 
     def accounting(self, *, source: str | None = None) -> dict[str, Any]:
         """The accounting as the ledger has it, without looking at the source."""
-        return reports.accounting_as_json(self._roster(source).accounting())
+        return accounting_as_json(self._roster(source).accounting())
 
     def accountings(self) -> dict[str, dict[str, Any]] | None:
         """The accounting of each of several files, by name; None for a bridge with a single file."""
         roster = self._roster()
         found = roster.accountings()
-        return {feed.name: reports.accounting_as_json(found[feed.source_id]) for feed in roster.feeds} if roster.several else None
+        return {feed.name: accounting_as_json(found[feed.source_id]) for feed in roster.feeds} if roster.several else None
 
     def runs(self, *, limit: int = 20, before: int | None = None, source: str | None = None) -> list[dict[str, Any]]:
         """The runs, newest first."""
@@ -422,15 +423,15 @@ class BenchmarkPredictivePerformanceBridge:
             "enabled": self.config.auto_sync_enabled,
             "paused": schedule.paused,
             "interval_minutes": schedule.interval_minutes or self.config.sync_interval_minutes,
-            "next_tick_at": reports.iso(schedule.next_tick_at) if self.config.auto_sync_enabled and not schedule.paused else None,
-            "last_tick_at": reports.iso(schedule.last_tick_at),
+            "next_tick_at": iso(schedule.next_tick_at) if self.config.auto_sync_enabled and not schedule.paused else None,
+            "last_tick_at": iso(schedule.last_tick_at),
         }
 
 
 def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
     """A row of `results` with its times as ISO 8601."""
     shown: dict[str, Any] = dict(row)
-    return {**shown, **{name: reports.iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
+    return {**shown, **{name: iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
 
 
 def _checked(request: SyncRequest) -> SyncRequest:

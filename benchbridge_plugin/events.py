@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
 from benchbridge_plugin.model import Accounting
 
 RUN_FINISHED = "run.finished"
@@ -41,9 +41,7 @@ class Event:
 
 def run_finished(source: str, run: Mapping[str, Any], accounting: Accounting) -> Event:
     """`run`: the run as the ledger has it, ended."""
-    shown = {**run, "started_at": _iso(run["started_at"]), "finished_at": _iso(run["finished_at"])}
-    accounts = {**accounting.as_dict(), "compared_at": _iso(accounting.compared_at)}
-    return _event(RUN_FINISHED, run["finished_at"], source, {"run": shown, "accounting": accounts})
+    return _event(RUN_FINISHED, run["finished_at"], source, {"run": run_as_json(run), "accounting": accounting_as_json(accounting)})
 
 
 def new_refusals(source: str, run_id: int, at: float, refusals: Sequence[Mapping[str, Any]]) -> Event:
@@ -52,10 +50,6 @@ def new_refusals(source: str, run_id: int, at: float, refusals: Sequence[Mapping
 
 
 def _event(kind: str, at: float, source: str, data: Mapping[str, Any]) -> Event:
-    occurred_at = _iso(at)
+    occurred_at = iso(at)
     assert occurred_at is not None
     return Event(f"evt_{uuid4().hex}", kind, VERSION, occurred_at, source, data)
-
-
-def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchbridge_plugin import report as reports
+from benchbridge_plugin.as_json import run_as_json
 from benchbridge_plugin.errors import BridgeError, LeaseBusy, SourceError
 from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import Holder, LeaseHolder, Ledger
@@ -119,4 +120,4 @@ class Feed:
                         "state": "interrupted",
                         "message": "The process that ran it is gone; the next run goes on from where it stopped.",
                     }
-        return reports.run_as_json(run)
+        return run_as_json(run)

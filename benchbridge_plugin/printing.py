@@ -147,7 +147,7 @@ def print_error(message: str, guidance: str) -> None:
 
 
 def as_json(summary: RunSummary) -> dict[str, Any]:
-    from benchbridge_plugin.report import run_as_json
+    from benchbridge_plugin.as_json import run_as_json
 
     return {"success": summary.error_code is None and summary.failed == 0, **run_as_json(summary.as_dict())}
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchbridge_plugin.archive import page_of
+from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.ledger import Ledger
-from benchbridge_plugin.model import Accounting, RunSummary
+from benchbridge_plugin.model import RunSummary
 
 _logger = logging.getLogger(__name__)
 
@@ -40,19 +41,6 @@ _WIDEST_CELL = 60
 _WIDEST_LAST_CELL = 500
 
 
-def iso(seconds: float | None) -> str | None:
-    """Seconds since 1970 as ISO 8601 in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with its times as ISO 8601, and so the runs of several files within it."""
-    began, ended = run["started_at"], run["finished_at"]
-    lasted = None if ended is None else round(max(ended - began, 0.0), 3)
-    shown = {**run, "started_at": iso(began), "finished_at": iso(ended), "duration_s": lasted}
-    return {**shown, "sources": [run_as_json(part) for part in run["sources"]]} if "sources" in run else shown
-
-
 def answer(summary: RunSummary) -> dict[str, Any]:
     """What the Python interface says of a sync: the same keys whatever happened, and `sources` of several files."""
     details = run_as_json(summary.as_dict())
@@ -69,10 +57,6 @@ def answer(summary: RunSummary) -> dict[str, Any]:
         "details": details,
         **sources,
     }
-
-
-def accounting_as_json(accounting: Accounting) -> dict[str, Any]:
-    return {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)}
 
 
 def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchbridge_plugin import report as reports
+from benchbridge_plugin.as_json import accounting_as_json, iso
 from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceMissing
 from benchbridge_plugin.feed import Feed, Watch
 from benchbridge_plugin.files import BenchmarkFile
@@ -186,11 +187,11 @@ class Roster:
             f"{len(unread)} of {len(said)} benchmark files could not be compared: {', '.join(unread[:5])}{', ...' if unread[5:] else ''}."
         )
         shown = {
-            "generated_at": reports.iso(self.ledger.now()),
+            "generated_at": iso(self.ledger.now()),
             "source": self.label,
             "note": note if unread else "" if said else self.nothing_found().message,
             "sync_history": self.runs(limit=_RUNS_SHOWN),
-            "accounting": reports.accounting_as_json(accounting_total(accountings.values())),
+            "accounting": accounting_as_json(accounting_total(accountings.values())),
         }
         return report_total(list(zip(said, counted, strict=True)), shown)
 
@@ -223,11 +224,11 @@ def _said(
         "path": file.path,
         "note": "" if error is None else error.message,
         "error_code": None if error is None else error.code,
-        "accounting": reports.accounting_as_json(accounting),
+        "accounting": accounting_as_json(accounting),
         "last_run": last_run,
         "lease": lease_as_json(holder),
     }
 
 
 def lease_as_json(holder: LeaseHolder | None) -> dict[str, Any] | None:
-    return None if holder is None else {"owner": holder.owner, "run_id": holder.run_id, "expires_at": reports.iso(holder.expires_at)}
+    return None if holder is None else {"owner": holder.owner, "run_id": holder.run_id, "expires_at": iso(holder.expires_at)}

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from benchbridge_plugin import report as reports
+from benchbridge_plugin.as_json import iso
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.ledger import Content, Ledger
 from benchbridge_plugin.mapping import HARDWARE_ALIASES, PRECISION_ALIASES, Mapper
@@ -225,9 +225,9 @@ def _as_json(content: Content) -> dict[str, Any]:
         "key": str(content.key),
         "state": STATE_NAMES[content.state],
         "prior_state": None if content.prior_state is None else STATE_NAMES[content.prior_state],
-        "measured_at": reports.iso(content.measured_at),
-        "next_attempt_at": reports.iso(content.next_attempt_at),
-        "updated_at": reports.iso(content.updated_at),
+        "measured_at": iso(content.measured_at),
+        "next_attempt_at": iso(content.next_attempt_at),
+        "updated_at": iso(content.updated_at),
         "quality": list(content.quality),
     }
 
@@ -239,7 +239,7 @@ def _fields(row: Mapping[str, Any], measured: Mapping[str, Any], roles: Mapping[
         if name == "measured_at" and row["run_started"] is None:
             role = "result_time"
         said, value = row[role], measured[name]
-        shown = reports.iso(value.timestamp()) if name == "measured_at" and value is not None else value
+        shown = iso(value.timestamp()) if name == "measured_at" and value is not None else value
         fields.append(Field(name, shown, _UNITS.get(name, ""), roles.get(role, ""), said, _why(name, said, value, flags)))
     key = measured["idempotency_key"]
     carries = "carries the key, so that the listing can be asked for it" if key in measured["source"] else "names the bridge, as configured"

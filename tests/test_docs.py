@@ -11,6 +11,7 @@ import pytest
 
 from benchbridge_plugin import plugin
 from benchbridge_plugin.cli import bridge
+from benchbridge_plugin.coercion import SECRETS
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.web.openapi import document
 
@@ -61,6 +62,7 @@ def test_every_documented_route_exists_and_every_route_is_documented() -> None:
             for kind in route.get("requestBody", {}).get("content", {}).values():
                 names |= set(kind["schema"].get("properties", {}))
             offered[method.upper(), path.removeprefix("/api/bridge").replace("{", "<").replace("}", ">")] = names
+    assert documented.pop(("GET", "/")) == set()  # the dashboard, which is for people
     assert documented.keys() == offered.keys()
     assert {route: names - documented[route] for route, names in offered.items() if names - documented[route]} == {}
 
@@ -93,7 +95,7 @@ def shown(text: str) -> list[str]:
 def test_every_documented_hook_exists_and_every_variable_is_a_setting() -> None:
     """No page names a hook that the plugin lacks, or a BENCHBRIDGE_ variable that would be refused."""
     settings = {f"BENCHBRIDGE_{item.name.upper()}" for item in fields(BridgeConfig)}
-    settings |= {"BENCHBRIDGE_API_KEY_FILE", "BENCHBRIDGE_BRIDGE_API_KEY_FILE"}
+    settings |= {f"BENCHBRIDGE_{name.upper()}_FILE" for name in SECRETS}
     hooks = {name for name in dir(plugin) if name.startswith("unified_server_")}
     examples = [
         path for path in (ROOT / "examples").rglob("*") if path.suffix in (".yaml", ".yml", ".service", ".md", ".py", "") and path.is_file()

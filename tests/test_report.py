@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from benchbridge_plugin import report as reports
+from benchbridge_plugin.as_json import iso, run_as_json
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.model import Fate, Outcome
-from benchbridge_plugin.report import FORMATS, build, iso, render, run_as_json, safe_csv_cell, table, write
+from benchbridge_plugin.report import FORMATS, build, render, safe_csv_cell, table, write
 from tests.conftest import Book, make_batch
 
 STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")

@@ -10,6 +10,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from benchbridge_plugin import report as reports
+from benchbridge_plugin.as_json import run_as_json
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.web import problems
@@ -77,7 +78,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         source = source_of(given)
         asked = SyncRequest(kind="http", **given)
         if asked.dry_run:
-            return jsonify(reports.run_as_json(bridge.sync(asked, source=source).as_dict()))
+            return jsonify(run_as_json(bridge.sync(asked, source=source).as_dict()))
         run_id, joined = bridge.start_sync(asked, source=source)
         location = {"Location": url_for("benchbridge.run", run_id=run_id)}
         if not wait:

@@ -1,0 +1,26 @@
+"""How times, runs and accountings are said to the outside: by the routes, the reports and the events alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from benchbridge_plugin.model import Accounting
+
+
+def iso(seconds: float | None) -> str | None:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with its times as ISO 8601, and so the runs of several files within it."""
+    began, ended = run["started_at"], run["finished_at"]
+    lasted = None if ended is None else round(max(ended - began, 0.0), 3)
+    shown = {**run, "started_at": iso(began), "finished_at": iso(ended), "duration_s": lasted}
+    return {**shown, "sources": [run_as_json(part) for part in run["sources"]]} if "sources" in run else shown
+
+
+def accounting_as_json(accounting: Accounting) -> dict[str, Any]:
+    return {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)}
