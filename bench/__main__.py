@@ -13,6 +13,7 @@ BENCHMARKS = {
     "competitors": "beside dlt (DuckDB to DuckDB) and drt-core (DuckDB to a REST API): how fast, and what is lost or doubled",
     "memory": "peak memory of a backfill by the number of results",
     "status": "how long the status takes during a backfill, against when nothing happens",
+    "pages": "how long each page of the dashboard takes and how much it sends",
     "busy_writer": "sync every second beside a process that inserts 200 results a second: all arrive, and the writer is not kept waiting",
     "crash": "kill syncs at random and at named points, on each sink: nothing lost, nothing doubled",
     "workers": "gunicorn workers share one schedule while one of them is killed again and again",

@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, or_, select, tuple_
 
 from benchbridge_plugin.ledger import claims
 from benchbridge_plugin.ledger.leases import CLOCKS_APART_S
-from benchbridge_plugin.ledger.schema import among_open, deliveries, reasons, sources, standings, subjects, tallies
+from benchbridge_plugin.ledger.schema import (
+    OPEN_STATES,
+    among_open,
+    among_refused,
+    deliveries,
+    reasons,
+    sources,
+    standings,
+    subjects,
+    tallies,
+)
 from benchbridge_plugin.ledger.store import Store
 from benchbridge_plugin.model import STATE_NAMES, Accounting, Quality, State, quality_names
 
@@ -146,18 +156,13 @@ class Accounts:
     ) -> Page:
         """Single results in the order of their ids, `limit` at a time; `cursor` is the `next_cursor` of the page before."""
         conditions: list[ColumnElement[bool]] = [deliveries.c.source_id == source_id]
-        if state is not None:
-            conditions.append(deliveries.c.state == int(state))
-        if model is not None:
-            conditions.append(subjects.c.model == model)
-        if hardware is not None:
-            conditions.append(subjects.c.hardware == hardware)
+        wanted = {name: value for name, value in (("model", model), ("hardware", hardware)) if value is not None}
+        if wanted:  # by number: most rows are passed over without a look at their names
+            named = select(subjects.c.subject_id).where(*(subjects.c[name] == value for name, value in wanted.items()))
+            conditions.append(deliveries.c.subject_id.in_(named))
         if cursor is not None:
             content, _, result_id = cursor.partition(".")
-            mark = bytes.fromhex(content)
-            conditions.append(
-                or_(deliveries.c.result_id > result_id, and_(deliveries.c.result_id == result_id, deliveries.c.content_hash > mark))
-            )
+            conditions.append(tuple_(deliveries.c.result_id, deliveries.c.content_hash) > tuple_(result_id, bytes.fromhex(content)))
         statement = (
             select(deliveries, subjects.c.model, subjects.c.hardware, reasons.c.code, reasons.c.sentence)
             .join(subjects, subjects.c.subject_id == deliveries.c.subject_id)
@@ -166,6 +171,12 @@ class Accounts:
             .order_by(deliveries.c.result_id, deliveries.c.content_hash)
             .limit(limit + 1)
         )
+        if state is not None:
+            statement = statement.where(deliveries.c.state == int(state))
+        if state is State.REJECTED:
+            statement = among_refused(statement)
+        elif state is not None and int(state) in OPEN_STATES:
+            statement = among_open(statement)
         with self._store.reading() as connection:
             found: list[Mapping[str, Any]] = [*connection.execute(statement).mappings()]
             if state in (None, State.SENDING):

@@ -118,6 +118,7 @@ deliveries = Table(
     sqlite_with_rowid=False,
 )
 OPEN_STATES = (0, 1, 3)  # pending, sending, retrying
+REFUSED_STATE = 4
 # Only the rows that somebody still has to look at; it stays small however many results are delivered.
 Index(
     "ix_deliveries_open",
@@ -127,6 +128,15 @@ Index(
     sqlite_where=deliveries.c.state.in_(OPEN_STATES),
     postgresql_where=deliveries.c.state.in_(OPEN_STATES),
 )
+# The refused rows in the order in which they are shown.
+ix_refused = Index(
+    "ix_deliveries_refused",
+    deliveries.c.source_id,
+    deliveries.c.result_id,
+    deliveries.c.content_hash,
+    sqlite_where=deliveries.c.state == REFUSED_STATE,
+    postgresql_where=deliveries.c.state == REFUSED_STATE,
+)
 
 
 def among_open(statement: Select[Any]) -> Select[Any]:
@@ -134,6 +144,12 @@ def among_open(statement: Select[Any]) -> Select[Any]:
     # The index's own condition to the letter: a database does not look into parameters.
     is_open = deliveries.c.state.in_(bindparam("open_states", OPEN_STATES, expanding=True, literal_execute=True))
     return statement.where(is_open).execution_options(benchbridge_index=(deliveries.name, "ix_deliveries_open"))
+
+
+def among_refused(statement: Select[Any]) -> Select[Any]:
+    """The same for the refused rows and ix_deliveries_refused."""
+    is_refused = deliveries.c.state == bindparam("refused_state", REFUSED_STATE, literal_execute=True)
+    return statement.where(is_refused).execution_options(benchbridge_index=(deliveries.name, "ix_deliveries_refused"))
 
 
 # What a run is handing to the sink at this moment and the ledger has no rows for yet: the whole batch as one value, written before the first byte is
@@ -274,7 +290,8 @@ def _add_shares(connection: Connection) -> None:
 
 
 def _count_by_subject(connection: Connection) -> None:
-    """Standings were by state alone, or not there."""
+    """Standings were by state alone, or not there; and refused rows had no index."""
+    ix_refused.create(connection, checkfirst=True)
     connection.execute(text("DROP TABLE IF EXISTS standings"))
     standings.create(connection)
     place = (
