@@ -76,13 +76,13 @@ class Settler:
         An absence counts only `settle_after_s` after the send: until then a slow server may still be about to store it. `patient` waits for that.
         """
         after = ""
-        while (doubts := self._ledger.deliveries.doubts(source_id, after=after, limit=_PAGE)) and not stopping():
+        while (doubts := self._ledger.doubts.page(source_id, after=after, limit=_PAGE)) and not stopping():
             after = doubts[-1].result_id
             young = max((doubt.sent_at for doubt in doubts), default=0.0) + self._settle_after_s - self._ledger.now()
             if patient and 0 < young <= self._settle_after_s and not self._wait(young, stopping):
                 return
             asked = self._with_fields(doubts, profile) if sink.compares_fields else doubts
-            settlements = sink.settle(asked, taken=self._ledger.deliveries.ids_taken)
+            settlements = sink.settle(asked, taken=self._ledger.doubts.ids_taken)
             ripe = self._ledger.now() - self._settle_after_s
             stored: list[tuple[Doubt, str | None]] = []
             absent: list[Doubt] = []
@@ -95,7 +95,7 @@ class Settler:
                         dead.append((doubt, given_up(doubt.attempts, "the predictive API did not store it and did not say why.")))
                     else:
                         absent.append(doubt)
-            self._ledger.deliveries.settle(holder, source_id, stored, absent, dead)
+            self._ledger.doubts.settle(holder, source_id, stored, absent, dead)
             settled(Settled([doubt for doubt, _ in stored], absent, [doubt for doubt, _ in dead]))
 
     def adopt(
@@ -123,7 +123,7 @@ class Settler:
                 break
             batch = measured(new.slice(start, _PAGE))
             batch = batch.filter(pc.is_null(batch.column("reason_code")))
-            settlements = sink.settle(_as_doubts(batch), taken=self._ledger.deliveries.ids_taken) if len(batch) else []
+            settlements = sink.settle(_as_doubts(batch), taken=self._ledger.doubts.ids_taken) if len(batch) else []
             unknown += sum(settlement.answer is Answer.UNKNOWN for settlement in settlements)
             rows = [row for row, settlement in enumerate(settlements) if settlement.answer is Answer.STORED]
             if rows:

@@ -119,7 +119,7 @@ def end(ledger: Ledger, holder: Holder, source_id: int, number: int, part: pa.Ta
     """End a part whose process is gone; what that was sending is in doubt (with `part` at once, otherwise with the claims of the whole source)."""
     ledger.shares.revoke(holder, source_id, number)
     if part is not None:
-        ledger.deliveries.abandoned(holder, source_id, share=number, of=part.column("result_id").to_pylist())
+        ledger.doubts.abandoned(holder, source_id, share=number, of=part.column("result_id").to_pylist())
 
 
 def is_carried(ledger: Ledger, source_id: int) -> bool:

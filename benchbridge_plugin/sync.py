@@ -123,7 +123,7 @@ class SyncEngine:
                 try:
                     holder = Holder(lease, self._policy.lease_s, 0)
                     if take_over(self._ledger, holder, source_id, stopping=lambda: True, sleep=self._sleep):
-                        self._ledger.deliveries.abandoned(holder, source_id)
+                        self._ledger.doubts.abandoned(holder, source_id)
                         request = SyncRequest(days=self._policy.days)
                         self._record(holder, source_id, self._compare(source_id, request, lambda progress: None, wait=wait))
                 finally:
@@ -202,7 +202,7 @@ class SyncEngine:
         profile = sink.profile()
         if not take_over(self._ledger, holder, source_id, stopping=beat.stopping, sleep=self._sleep):
             return
-        self._ledger.deliveries.abandoned(holder, source_id)
+        self._ledger.doubts.abandoned(holder, source_id)
         self._settle(holder, source_id, sink, profile, tally, beat, patient=True)
         if request.adopt or self._may_be_there(holder, source_id, sink, profile):
             self._adopt(holder, source_id, request, sink, profile, tally, progress, beat)
@@ -345,7 +345,7 @@ class SyncEngine:
         if beat.stopping():
             return
         if not tally.unknown or request.assume_absent:
-            self._ledger.deliveries.mark_adopted(holder, source_id)
+            self._ledger.doubts.mark_adopted(holder, source_id)
         elif not request.adopt:
             raise SinkUnclear(
                 f"{sink.name} cannot say of {tally.unknown} results whether it has them already, and this ledger is new. Nothing was sent.",
@@ -433,11 +433,11 @@ class SyncEngine:
 
         A sink with idempotency is not asked: it answers a second sending with the first one's id.
         """
-        if "idempotency" in profile.capabilities or self._ledger.deliveries.is_adopted(source_id):
+        if "idempotency" in profile.capabilities or self._ledger.doubts.is_adopted(source_id):
             return False
         if self._settler.may_hold_ours(sink):
             return True
-        self._ledger.deliveries.mark_adopted(holder, source_id)
+        self._ledger.doubts.mark_adopted(holder, source_id)
         return False
 
     def _scope(self, request: SyncRequest) -> str:

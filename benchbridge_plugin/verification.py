@@ -125,6 +125,6 @@ def verify_all(
 
 def _delivered(ledger: Ledger, source_id: int) -> Iterator[list[Doubt]]:
     after = ""
-    while page := ledger.deliveries.doubts(source_id, state=State.DELIVERED, after=after, limit=_PAGE):
+    while page := ledger.doubts.page(source_id, state=State.DELIVERED, after=after, limit=_PAGE):
         after = page[-1].result_id
         yield page

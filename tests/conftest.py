@@ -290,7 +290,7 @@ class Book:
 
     def lose(self) -> None:
         """What was claimed and not acknowledged is in doubt, as after the death of its process."""
-        self.ledger.deliveries.abandoned(self.holder, self.source_id)
+        self.ledger.doubts.abandoned(self.holder, self.source_id)
 
     def rows(self) -> list[Mapping[str, Any]]:
         return list(self.ledger.accounts.results(self.source_id, limit=1000).rows)

@@ -142,8 +142,8 @@ def test_the_accounts_balance_at_every_step_of_a_claim(book: Book) -> None:
         lambda: book.claim(third),
         lambda: give_back(book, second),
         lambda: book.lose(),
-        lambda: book.ledger.deliveries.settle(
-            book.holder, book.source_id, [(doubt, None) for doubt in book.ledger.deliveries.doubts(book.source_id)], []
+        lambda: book.ledger.doubts.settle(
+            book.holder, book.source_id, [(doubt, None) for doubt in book.ledger.doubts.page(book.source_id)], []
         ),
     ):
         step()
@@ -210,7 +210,7 @@ def test_a_process_that_is_gone_leaves_its_claims_as_rows_in_doubt_from_now_on(b
     }
     assert book.rows() == [{**row, **changed} for row in open_rows]
     assert {row["run_id"] for row in book.rows()} == {first} != {book.holder.run_id}
-    assert [(doubt.sent_at, doubt.attempts, doubt.model_name) for doubt in book.ledger.deliveries.doubts(book.source_id)] == [
+    assert [(doubt.sent_at, doubt.attempts, doubt.model_name) for doubt in book.ledger.doubts.page(book.source_id)] == [
         (clock(), 0, "gpt2"),
         (clock(), 0, "vit"),
     ]

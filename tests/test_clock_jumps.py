@@ -102,7 +102,7 @@ def test_a_row_being_sent_keeps_its_age(book: Book, machine: Machine) -> None:
     machine.passes(1)
     machine.jumps(DAY)
     book.ledger.leases.prolong(book.holder.lease, LEASE_S)
-    (doubt,) = book.ledger.deliveries.doubts(book.source_id)
+    (doubt,) = book.ledger.doubts.page(book.source_id)
     assert machine.wall() - doubt.sent_at == pytest.approx(1.0)
 
 

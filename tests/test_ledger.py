@@ -104,17 +104,17 @@ def test_settling_ends_doubts_both_ways(book: Book, clock: Clock) -> None:
     book.acknowledge(answered, {0: IN_DOUBT, 1: replace(IN_DOUBT, task_id="t-2")})
     book.claim(make_batch({}, {}, first=3))
     book.lose()
-    first, second, third, fourth = book.ledger.deliveries.doubts(book.source_id)
+    first, second, third, fourth = book.ledger.doubts.page(book.source_id)
     assert [doubt.task_id for doubt in (first, second, third, fourth)] == [None, "t-2", None, None]
     assert [doubt.attempts for doubt in (first, second, third, fourth)] == [1, 1, 0, 0], "it was not the result that failed"
     end = Outcome(Fate.REJECTED, "given_up", "Given up.")
-    book.ledger.deliveries.settle(book.holder, book.source_id, [(first, "m-9")], [second, third], [(fourth, end)])
+    book.ledger.doubts.settle(book.holder, book.source_id, [(first, "m-9")], [second, third], [(fourth, end)])
     rows = book.rows()
     assert [row["state"] for row in rows] == ["delivered", "retrying", "retrying", "rejected"]
     assert [row["measurement_id"] for row in rows] == ["m-9", None, None, None]
     assert [row["next_attempt_at"] for row in rows] == [None, clock() + 101, clock(), None]
     assert rows[3]["reason_code"] == "given_up"
-    assert book.ledger.deliveries.doubts(book.source_id) == []
+    assert book.ledger.doubts.page(book.source_id) == []
     assert book.accounting.balanced
 
 
@@ -148,7 +148,7 @@ def test_doubts_come_in_pages(book: Book) -> None:
     book.claim(make_batch(*[{}] * 25))
     book.lose()
     after, seen = "", []
-    while page := book.ledger.deliveries.doubts(book.source_id, after=after, limit=10):
+    while page := book.ledger.doubts.page(book.source_id, after=after, limit=10):
         seen += [doubt.result_id for doubt in page]
         after = page[-1].result_id
     assert sorted(seen, key=int) == [str(number) for number in range(1, 26)]
@@ -282,8 +282,8 @@ def test_ids_are_taken_however_many_are_asked_for(book: Book) -> None:
     book.claim(batch)
     book.acknowledge(batch)
     ours = {f"m-{row}" for row in range(1_200)}
-    assert book.ledger.deliveries.ids_taken([*sorted(ours), "another's"]) == ours
-    assert book.ledger.deliveries.ids_taken([]) == frozenset()
+    assert book.ledger.doubts.ids_taken([*sorted(ours), "another's"]) == ours
+    assert book.ledger.doubts.ids_taken([]) == frozenset()
 
 
 @pytest.mark.parametrize(("behind_s", "due"), [(299.5, False), (300.0, False), (300.5, True)])
@@ -322,20 +322,20 @@ STEPS: Mapping[str, Callable[[Book, tuple[pa.Table, pa.Table, pa.Table]], object
     "retry of ids": lambda book, batches: book.ledger.deliveries.retry(book.source_id, rejected=True, result_ids=["2", "4", "5"]),
     "retry of a reason": lambda book, batches: book.ledger.deliveries.retry(book.source_id, rejected=True, reason="given_up"),
     "retry of a model": lambda book, batches: book.ledger.deliveries.retry(book.source_id, rejected=True, model="gpt2"),
-    "settle": lambda book, batches: book.ledger.deliveries.settle(
+    "settle": lambda book, batches: book.ledger.doubts.settle(
         book.holder,
         book.source_id,
-        [(book.ledger.deliveries.doubts(book.source_id)[0], "m-9")],
-        book.ledger.deliveries.doubts(book.source_id),
+        [(book.ledger.doubts.page(book.source_id)[0], "m-9")],
+        book.ledger.doubts.page(book.source_id),
     ),
-    "settle as absent": lambda book, batches: book.ledger.deliveries.settle(
-        book.holder, book.source_id, [], book.ledger.deliveries.doubts(book.source_id)
+    "settle as absent": lambda book, batches: book.ledger.doubts.settle(
+        book.holder, book.source_id, [], book.ledger.doubts.page(book.source_id)
     ),
-    "give up": lambda book, batches: book.ledger.deliveries.settle(
-        book.holder, book.source_id, [], [], [(doubt, GIVEN_UP) for doubt in book.ledger.deliveries.doubts(book.source_id)]
+    "give up": lambda book, batches: book.ledger.doubts.settle(
+        book.holder, book.source_id, [], [], [(doubt, GIVEN_UP) for doubt in book.ledger.doubts.page(book.source_id)]
     ),
     "reopen": lambda book, batches: book.ledger.deliveries.reopen(book.holder, book.source_id, ["1"]),
-    "abandon": lambda book, batches: book.ledger.deliveries.abandoned(book.holder, book.source_id),
+    "abandon": lambda book, batches: book.ledger.doubts.abandoned(book.holder, book.source_id),
     "claim": lambda book, batches: book.claim(make_batch({}, first=9)),
     "claim again": lambda book, batches: book.claim(batches[0], new=False),
     "acknowledge what was claimed again": lambda book, batches: book.acknowledge(batches[1]),
@@ -369,14 +369,14 @@ def test_a_source_without_results_sees_nothing_of_another(book: Book, clock: Clo
     assert len(comparisons.known(number, ["1", "2"])) == 0
     assert comparisons.current_ids(number, "", 10) == []
     assert comparisons.count_current(number) == 0
-    assert book.ledger.deliveries.doubts(number) == []
+    assert book.ledger.doubts.page(number) == []
     assert not accounts.waiting(number, clock() + 1_000)
     assert list(accounts.every_key(number)) == []
     assert (accounts.coverage(number), accounts.refusals(number), accounts.quality(number)) == ([], [], {})
     assert (empty.rows(), empty.accounting.total, empty.accounting.delivered) == ([], 0, 0)
-    book.ledger.deliveries.mark_adopted(book.holder, book.source_id)
-    assert book.ledger.deliveries.is_adopted(book.source_id)
-    assert not book.ledger.deliveries.is_adopted(number)
+    book.ledger.doubts.mark_adopted(book.holder, book.source_id)
+    assert book.ledger.doubts.is_adopted(book.source_id)
+    assert not book.ledger.doubts.is_adopted(number)
 
 
 # -- all or nothing ---------------------------------------------------------------------------------------------------------------------
@@ -473,9 +473,9 @@ FENCED: Mapping[str, Callable[[Book, Holder, pa.Table], object]] = {
     "claim": lambda book, late, batch: book.claim(make_batch({}, first=9), holder=late),
     "acknowledge": lambda book, late, batch: book.acknowledge(batch, holder=late),
     "give back": lambda book, late, batch: book.acknowledge(batch, {0: Outcome(Fate.NOT_SENT, "not_sent", "x")}, holder=late),
-    "abandoned": lambda book, late, batch: book.ledger.deliveries.abandoned(late, book.source_id),
-    "settle": lambda book, late, batch: book.ledger.deliveries.settle(
-        late, book.source_id, [(book.ledger.deliveries.doubts(book.source_id)[0], "m")], []
+    "abandoned": lambda book, late, batch: book.ledger.doubts.abandoned(late, book.source_id),
+    "settle": lambda book, late, batch: book.ledger.doubts.settle(
+        late, book.source_id, [(book.ledger.doubts.page(book.source_id)[0], "m")], []
     ),
     "reopen": lambda book, late, batch: book.ledger.deliveries.reopen(late, book.source_id, ["2"]),
 }

@@ -138,8 +138,8 @@ def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledge
     assert again.states() == ["delivered", "delivered", "in_doubt", "in_doubt"]
     again.acknowledge(new)
     again.lose()
-    (doubt,) = upgraded.deliveries.doubts(book.source_id)
-    upgraded.deliveries.settle(book.holder, book.source_id, [(doubt, "m-3")], [])
+    (doubt,) = upgraded.doubts.page(book.source_id)
+    upgraded.doubts.settle(book.holder, book.source_id, [(doubt, "m-3")], [])
     assert again.states() == ["delivered"] * 4
     assert again.accounting.balanced
     upgraded.close()

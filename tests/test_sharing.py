@@ -440,7 +440,7 @@ def test_a_part_given_back_with_claims_left_is_not_taken_for_carried_out(book: B
     (offer,) = book.ledger.shares.offers(book.source_id)
     assert (offer.number, offer.taken, offer.carried) == (number, True, False)
     book.ledger.shares.revoke(book.holder, book.source_id, number)
-    book.ledger.deliveries.abandoned(book.holder, book.source_id, share=number, of=["1"])
+    book.ledger.doubts.abandoned(book.holder, book.source_id, share=number, of=["1"])
     assert book.states() == ["in_doubt"]
     assert book.accounting.balanced
 
@@ -454,7 +454,7 @@ def test_the_end_of_a_part_touches_no_claim_of_the_run_itself(book: Book) -> Non
     book.claim(mine)
     book.claim(theirs, holder=share.holder)
     book.ledger.shares.revoke(book.holder, book.source_id, number)
-    book.ledger.deliveries.abandoned(book.holder, book.source_id, share=number, of=["5", "6"])
+    book.ledger.doubts.abandoned(book.holder, book.source_id, share=number, of=["5", "6"])
     book.acknowledge(mine)
     assert [(row["result_id"], row["state"]) for row in book.rows()] == [
         ("1", "delivered"),
@@ -480,7 +480,7 @@ def test_the_end_of_a_part_touches_no_known_row_that_the_run_is_sending(book: Bo
     mine = rows.slice(2)
     book.claim(mine, new=False)
     book.ledger.shares.revoke(book.holder, book.source_id, number)
-    book.ledger.deliveries.abandoned(book.holder, book.source_id, share=number, of=["1", "2"])
+    book.ledger.doubts.abandoned(book.holder, book.source_id, share=number, of=["1", "2"])
     book.acknowledge(mine)
     assert [(row["result_id"], row["state"]) for row in book.rows()] == [
         ("1", "in_doubt"),

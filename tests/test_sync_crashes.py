@@ -215,7 +215,7 @@ def test_a_process_that_dies_while_it_settles_is_followed_by_one_that_settles(wo
     before = world.states()
     for of_sink in (True, False):
         again = Mortal(world, sink[0])
-        again.before(again if of_sink else again.ledger.deliveries, "settle")
+        again.before(again if of_sink else again.ledger.doubts, "settle")
         run_until_killed(world, again)
         assert world.states() == before
     finish(world, sink)

@@ -16,6 +16,7 @@ from benchbridge_plugin.ledger.claims import Claim
 from benchbridge_plugin.ledger.comparisons import Comparison, Comparisons
 from benchbridge_plugin.ledger.contents import Content, Contents
 from benchbridge_plugin.ledger.deliveries import Deliveries
+from benchbridge_plugin.ledger.doubts import Doubts
 from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.meters import Meters
 from benchbridge_plugin.ledger.outbox import Outbox, Parcel
@@ -47,7 +48,7 @@ __all__ = [
 
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
-    `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `contents`: one result by itself;
+    `doubts`: the rows in doubt; `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `contents`: one result by itself;
     `whereabouts`: where the files were; `outbox`: events that a webhook has to be told of.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
@@ -72,6 +73,7 @@ class Ledger:
         self.runs = Runs(self._store, self.leases, now, self.accounts, self.outbox, told)
         self.comparisons = Comparisons(self._store, self.leases, now)
         self.deliveries = Deliveries(self._store, self.leases, now)
+        self.doubts = Doubts(self._store, self.leases, now)
         self.shares = Shares(self._store, self.leases, now)
         self.contents = Contents(self._store)
         self.whereabouts = Whereabouts(self._store)

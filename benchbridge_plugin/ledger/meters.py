@@ -8,7 +8,6 @@ gone.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,22 +76,9 @@ def new_codes(connection: Connection, source_id: int, codes: Sequence[str]) -> l
 
 def begin(connection: Connection) -> None:
     """What the runs and refusals of a ledger without meters come to. Once in its life."""
-    sums: dict[int, defaultdict[tuple[str, str], float]] = {}
     statement = select(runs).where(runs.c.state != "running", runs.c.finished_at.is_not(None)).order_by(runs.c.run_id)
     for row in connection.execute(statement).mappings().all():
-        run = {**json.loads(row["summary"]), **row}
-        of_source = sums.setdefault(row["source_id"], defaultdict(float))
-        for name in (*_GROWING, *_AT_THE_END):
-            of_source[name, ""] += run.get(name, 0)
-        duration_s = max(row["finished_at"] - row["started_at"], 0.0)
-        of_source["runs", f"{row['kind']}/{row['state']}"] += 1
-        of_source["run_seconds", row["kind"]] += duration_s
-        of_source["last_finished", ""] = row["finished_at"]
-        of_source["last_duration", ""] = duration_s
-        if row["state"] in ("succeeded", "partial"):
-            of_source["last_success", ""] = row["finished_at"]
-    for source_id, changes in sums.items():
-        add(connection, source_id, changes)
+        run_ended(connection, row["source_id"], {**json.loads(row["summary"]), **row}, {})
     refused = (
         select(deliveries.c.source_id, reasons.c.code)
         .join(reasons, reasons.c.reason_id == deliveries.c.reason_id)

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select, text
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, text, update
 
-from benchbridge_plugin.ledger.schema import NO_REASON, deliveries, standings
+from benchbridge_plugin.ledger.schema import NO_REASON, deliveries, sources, standings
 from benchbridge_plugin.ledger.store import insert_many
 from benchbridge_plugin.model import State
 
@@ -90,6 +90,12 @@ class Moves:
         rows = select(*_PLACE).where(deliveries.c.source_id == self._source_id, *where).with_for_update().subquery()
         counted = select(*rows.c, func.count()).group_by(*rows.c)
         return Counter({(row[0], row[1], row[2], row[3]): row[4] for row in self._connection.execute(counted, parameters)})
+
+
+def take_up(connection: Connection, source_id: int, rows: int) -> None:
+    """That many results more are taken up: the comparison counted them as not touched. After `Moves.write`, everywhere in this order."""
+    if rows:
+        connection.execute(update(sources).where(sources.c.source_id == source_id).values(untouched=sources.c.untouched - rows))
 
 
 def recount(connection: Connection, source_id: int, *, moved: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, HostServices
 from benchbridge_plugin.ledger import Claim
 from benchbridge_plugin.ledger.deliveries import Deliveries
+from benchbridge_plugin.ledger.doubts import Doubts
 from benchbridge_plugin.ledger.leases import Leases
 from benchbridge_plugin.model import Receipt, SinkProfile, SyncRequest
 from benchbridge_plugin.sinks.exchange import Exchange
@@ -34,7 +35,7 @@ POINTS: Mapping[str, tuple[type, str, str]] = {
     "stored": (ServiceSink, "_record", "after"),
     "acknowledging": (Deliveries, "acknowledge", "before"),
     "acknowledged": (Deliveries, "acknowledge", "after"),
-    "settled": (Deliveries, "settle", "after"),
+    "settled": (Doubts, "settle", "after"),
     "adopted": (Deliveries, "acknowledge", "after"),  # with a new ledger every time: the last one was lost
 }
 
