@@ -24,3 +24,9 @@ def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def accounting_as_json(accounting: Accounting) -> dict[str, Any]:
     return {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)}
+
+
+def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
+    """A row of `results` with its times as ISO 8601."""
+    shown: dict[str, Any] = dict(row)
+    return {**shown, **{name: iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}

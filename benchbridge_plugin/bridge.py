@@ -27,7 +27,7 @@ from benchbridge_plugin.roster import Roster, lease_as_json
 from benchbridge_plugin.story import Story, tell
 from benchbridge_plugin.verification import Verification
 
-__all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices", "result_as_json"]
+__all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices"]
 
 _logger = logging.getLogger(__name__)
 
@@ -426,12 +426,6 @@ class BenchmarkPredictivePerformanceBridge:
             "next_tick_at": iso(schedule.next_tick_at) if self.config.auto_sync_enabled and not schedule.paused else None,
             "last_tick_at": iso(schedule.last_tick_at),
         }
-
-
-def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:
-    """A row of `results` with its times as ISO 8601."""
-    shown: dict[str, Any] = dict(row)
-    return {**shown, **{name: iso(shown[name]) for name in ("measured_at", "next_attempt_at", "updated_at")}}
 
 
 def _checked(request: SyncRequest) -> SyncRequest:

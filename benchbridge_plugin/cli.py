@@ -305,7 +305,7 @@ def results(
 ) -> None:
     """List single results with their place and reason."""
     from benchbridge_plugin import report as reports
-    from benchbridge_plugin.bridge import result_as_json
+    from benchbridge_plugin.as_json import result_as_json
     from benchbridge_plugin.model import STATE_NAMES
 
     states = {name: value for value, name in STATE_NAMES.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Request
@@ -49,6 +49,14 @@ def body(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
             raise InvalidArgument(f"There is no argument {str(name)[:100]!r}.", guidance=f"There are: {', '.join(allowed)}.")
         _check(name, _whole(value) if allowed[name] is int else value, allowed[name])
     return {name: _whole(value) if allowed[name] is int else value for name, value in given.items() if value is not None}
+
+
+def source_of(given: dict[str, Any], names: Sequence[str]) -> str | None:
+    """The source that is asked for, taken out of the arguments. Raises InvalidArgument when it is none of `names`."""
+    name: str | None = given.pop("source", None)
+    if name is not None and name not in names:
+        raise InvalidArgument(f"There is no source {name[:100]!r}.", guidance=f"There are: {', '.join(names[:20]) or 'none yet'}.")
+    return name
 
 
 def query(request: Request, allowed: Mapping[str, type], given: Mapping[str, str] | None = None) -> dict[str, Any]:

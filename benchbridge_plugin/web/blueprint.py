@@ -10,11 +10,11 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from benchbridge_plugin import report as reports
-from benchbridge_plugin.as_json import run_as_json
-from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
+from benchbridge_plugin.as_json import result_as_json, run_as_json
+from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.web import problems
-from benchbridge_plugin.web.arguments import InvalidArgument, body, query, within
+from benchbridge_plugin.web.arguments import InvalidArgument, body, query, source_of, within
 from benchbridge_plugin.web.auth import KeyRing
 from benchbridge_plugin.web.broken import METHODS, PREFIX
 from benchbridge_plugin.web.dashboard import NAME, create_pages
@@ -35,13 +35,6 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     sessions = Sessions(keys, PREFIX, _known_to_host)
     dashboard = f"{routes.name}.{NAME}"
     problems.install(routes)
-
-    def source_of(given: dict[str, Any]) -> str | None:
-        """The source that is asked for, taken out of the arguments."""
-        name: str | None = given.pop("source", None)
-        if name is not None and name not in (names := bridge.source_names()):
-            raise InvalidArgument(f"There is no source {name[:100]!r}.", guidance=f"There are: {', '.join(names[:20]) or 'none yet'}.")
-        return name
 
     def check_cursor(cursor: str) -> None:
         match = _CURSOR.fullmatch(cursor)
@@ -75,7 +68,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         if given.get("model") == "":
             raise InvalidArgument("model must be a name.", guidance="Leave it out to take all models.")
         wait = given.pop("wait", False)
-        source = source_of(given)
+        source = source_of(given, bridge.source_names())
         asked = SyncRequest(kind="http", **given)
         if asked.dry_run:
             return jsonify(run_as_json(bridge.sync(asked, source=source).as_dict()))
@@ -92,7 +85,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         kind = kind_of(given)
         within(given, "limit", 1, 1_000)
         limit = given.get("limit", 20)
-        source = source_of(given)
+        source = source_of(given, bridge.source_names())
         found = bridge.runs(limit=limit + 1, before=given.get("before"), source=source)
         again: dict[str, Any] = {"limit": limit, "source": source, "format": None if kind == "json" else kind}
         following = url_for("benchbridge.runs", **again, before=found[limit - 1]["run_id"]) if len(found) > limit else None
@@ -113,7 +106,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         kind = given.get("format", "json")
         if kind not in reports.FORMATS:
             raise InvalidArgument(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(reports.FORMATS)}.")
-        rendered = reports.render(bridge.generate_report(source=source_of(given)), kind)
+        rendered = reports.render(bridge.generate_report(source=source_of(given, bridge.source_names())), kind)
         # The HTML has its style in itself and nothing else; as a page of this server it gets no more than that.
         headers = (
             {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"} if kind == "html" else {}
@@ -128,7 +121,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         if "cursor" in given:
             check_cursor(given["cursor"])
         state = _state(given.pop("state", None))
-        page = bridge.results(state=state, source=source_of(given), **given)
+        page = bridge.results(state=state, source=source_of(given, bridge.source_names()), **given)
         again: dict[str, Any] = {**request.args.to_dict(), "cursor": page.next_cursor}
         following = url_for("benchbridge.results", **again) if page.next_cursor else None
         rows = [result_as_json(row) for row in page.rows]
@@ -147,7 +140,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
             model=given.get("model"),
             reason=given.get("reason"),
             result_ids=given.get("result_ids"),
-            source=source_of(given),
+            source=source_of(given, bridge.source_names()),
         )
         return jsonify({"retried": count, "note": "They are sent by the next sync."})
 
@@ -168,7 +161,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     @routes.post("/verify")
     def verify() -> ResponseReturnValue:
         given = body(request, {"repair": bool, "source": str})
-        return jsonify(bridge.verify(repair=given.get("repair", False), source=source_of(given)).as_dict())
+        return jsonify(bridge.verify(repair=given.get("repair", False), source=source_of(given, bridge.source_names())).as_dict())
 
     @routes.get("/health")
     def health() -> ResponseReturnValue:

@@ -16,7 +16,7 @@ from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.errors import BridgeError, ConfigError
 from benchbridge_plugin.model import SyncRequest
 from benchbridge_plugin.web import export, problems
-from benchbridge_plugin.web.arguments import InvalidArgument, query, within
+from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, within
 from benchbridge_plugin.web.auth import KeyRing
 from benchbridge_plugin.web.drawing import HEADERS, page
 from benchbridge_plugin.web.pages import Pages, common_of, table_names
@@ -164,9 +164,8 @@ def create_pages(
 
     @routes.post("/view/sync")
     def sync() -> ResponseReturnValue:
-        given = form(source=str)
-        source = given.get("source")
-        run_id, joined = bridge.start_sync(SyncRequest(kind="http"), source=source if source in bridge.source_names() else None)
+        source = source_of(form(source=str), bridge.source_names())
+        run_id, joined = bridge.start_sync(SyncRequest(kind="http"), source=source)
         said = f"Run {run_id} was under way already." if joined else f"Run {run_id} has begun."
         return redirect(url_for("benchbridge.pages.run", run_id=run_id, said=said), 303)
 
@@ -181,10 +180,11 @@ def create_pages(
     @routes.post("/view/retry")
     def retry() -> ResponseReturnValue:
         given = form(source=str, reason=str, result_id=str)
+        source = source_of(given, bridge.source_names())
         if not given.keys() & {"reason", "result_id"}:
             raise InvalidArgument("Nothing to retry was named.", guidance="Give a reason or a result_id.")
         chosen = [given["result_id"]] if "result_id" in given else None
-        count = bridge.retry(rejected=True, reason=given.get("reason"), result_ids=chosen, source=given.get("source"))
+        count = bridge.retry(rejected=True, reason=given.get("reason"), result_ids=chosen, source=source)
         return back(f"{count:,} {'result is' if count == 1 else 'results are'} pending again. The next sync sends them.")
 
     return routes

@@ -6,14 +6,12 @@ The templates have an environment of their own: neither the host's templates nor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from flask import Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchbridge_plugin._version import __version__
-from benchbridge_plugin.charts import share
+from benchbridge_plugin.templating import environment
 
 #: Nothing from elsewhere, nothing inline: markup in a name of somebody's benchmark file would have nothing that it could start.
 POLICY = (
@@ -28,48 +26,8 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-def _number(value: object) -> str:
-    """With commas, and figures to four digits."""
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value)
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _when(text: str | None) -> str:
-    """An ISO time as people read it; the pages say once that it is UTC."""
-    if not text:
-        return ""
-    try:
-        return f"{datetime.fromisoformat(text):%d %b %Y, %H:%M:%S}"
-    except ValueError:
-        return text
-
-
-def _words(name: str | None) -> str:
-    return (name or "").replace("_", " ")
-
-
-def _lasting(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("benchbridge_plugin.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    made.filters |= {"number": _number, "when": _when, "words": _words, "lasting": _lasting}
-    made.globals |= {"version": __version__, "share": share}
-    return made
-
-
-_templates = _environment()
+_templates = environment("benchbridge_plugin.web")
+_templates.globals |= {"version": __version__}
 
 
 def page(template: str, status: int = 200, **shown: Any) -> Response:

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response, request, url_for
+from flask import Response, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
-from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge, result_as_json
-from benchbridge_plugin.charts import STATES, accounting_bar, cell_level, history
-from benchbridge_plugin.model import STATE_NAMES
+from benchbridge_plugin.as_json import result_as_json
+from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.charts import accounting_bar, cell_level, history
+from benchbridge_plugin.model import ACCOUNTED, STATE_NAMES
 from benchbridge_plugin.web import export
-from benchbridge_plugin.web.arguments import InvalidArgument, query, within
+from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, within
 from benchbridge_plugin.web.drawing import page
 from benchbridge_plugin.web.session import Visitor
 
@@ -28,10 +29,10 @@ _FILES_SHOWN = 100
 _NAMED = {name: state for state, name in STATE_NAMES.items()}
 _TABLES: Mapping[str, Sequence[str]] = {
     "accounting": ("state", "results"),
-    "coverage": ("model", "hardware", "total", *STATES),
+    "coverage": ("model", "hardware", "total", *ACCOUNTED),
     "refusals": ("state", "code", "count", "reason"),
     "remarks": ("remark", "results"),
-    "files": ("name", "path", "total", *STATES, "note"),
+    "files": ("name", "path", "total", *ACCOUNTED, "note"),
     "story": ("name", "value", "unit", "column", "said", "why"),
     "contents": export.RESULT_COLUMNS[1:],
 }
@@ -46,7 +47,7 @@ class Pages:
     # -- pages --------------------------------------------------------------------------------------------------------------------------
 
     def overview(self, common: Mapping[str, Any]) -> ResponseReturnValue:
-        source = self._source(query(request, {"source": str, "said": str}))
+        source = source_of(query(request, {"source": str, "said": str}), self._bridge.source_names())
         accounting = self._bridge.accounting(source=source)
         runs = self._bridge.runs(limit=_RUNS_DRAWN, source=source)
         return page(
@@ -66,7 +67,7 @@ class Pages:
     def coverage(self, common: Mapping[str, Any]) -> ResponseReturnValue:
         given = query(request, {"source": str, "q": str, "page": int})
         within(given, "page", 1, 1_000_000)
-        source, wanted, number = self._source(given), given.get("q", ""), given.get("page", 1)
+        source, wanted, number = source_of(given, self._bridge.source_names()), given.get("q", ""), given.get("page", 1)
         cells: dict[str, dict[str, Mapping[str, Any]]] = {}
         totals: dict[str, int] = {}
         models: dict[str, list[int]] = {}
@@ -96,7 +97,7 @@ class Pages:
         )
 
     def refusals(self, common: Mapping[str, Any]) -> ResponseReturnValue:
-        source = self._source(query(request, {"source": str, "said": str}))
+        source = source_of(query(request, {"source": str, "said": str}), self._bridge.source_names())
         groups: dict[tuple[str, str], dict[str, Any]] = {}
         for row in self._bridge.refusals(source=source):
             group = groups.setdefault((row["state"], row["code"]), {"state": row["state"], "code": row["code"], "count": 0, "rows": []})
@@ -117,7 +118,7 @@ class Pages:
     def results(self, common: Mapping[str, Any]) -> ResponseReturnValue:
         asked = {name: text for name, text in request.args.items() if text}  # a form sends what is left empty, too
         given = query(request, {"source": str, "state": str, "model": str, "hardware": str, "cursor": str}, asked)
-        source = self._source(given)
+        source = source_of(given, self._bridge.source_names())
         chosen: dict[str, Any] = {name: given[name] for name in ("state", "model", "hardware") if name in given}
         state = given.pop("state", None)
         if state is not None and state not in _NAMED:
@@ -142,16 +143,16 @@ class Pages:
 
     def result(self, common: Mapping[str, Any]) -> ResponseReturnValue:
         given = query(request, {"source": str, "id": str, "said": str})
-        source = self._source(given)
-        if "id" not in given:
-            raise InvalidArgument("id is missing.", guidance="Say which result: ?id=...")
+        source = source_of(given, self._bridge.source_names())
+        if "id" not in given:  # nobody said which: here they all are
+            return redirect(common["at"]("results", source=source), 303)
         story = self._bridge.story(given["id"], source=source)
         says = {said["content_hash"]: said for said in story.sink_says}
         return page("result.html", 200 if story.found else 404, **common, **self._sources(source or story.source), story=story, says=says)
 
     def runs(self, common: Mapping[str, Any]) -> ResponseReturnValue:
         given = query(request, {"source": str, "before": int})
-        source = self._source(given)
+        source = source_of(given, self._bridge.source_names())
         found = self._bridge.runs(limit=_RUNS_SHOWN + 1, before=given.get("before"), source=source)
         return page(
             "runs.html",
@@ -176,11 +177,11 @@ class Pages:
     def table(self, name: str, kind: str) -> Response:
         """A table of a page, whole."""
         given = query(request, {"source": str, "id": str})
-        source = self._source(given)
+        source = source_of(given, self._bridge.source_names())
         rows: Sequence[Mapping[str, Any]]
         if name == "accounting":
             accounting = self._bridge.accounting(source=source)
-            rows = [{"state": state, "results": accounting[state]} for state in STATES]
+            rows = [{"state": state, "results": accounting[state]} for state in ACCOUNTED]
         elif name == "coverage":
             rows = self._bridge.coverage(source=source)
         elif name == "refusals":
@@ -196,12 +197,6 @@ class Pages:
 
     # -- inside -------------------------------------------------------------------------------------------------------------------------
 
-    def _source(self, given: dict[str, Any]) -> str | None:
-        name: str | None = given.pop("source", None)
-        if name is not None and name not in (names := self._bridge.source_names()):
-            raise InvalidArgument(f"There is no source {name[:100]!r}.", guidance=f"There are: {', '.join(names[:20]) or 'none yet'}.")
-        return name
-
     def _sources(self, source: str | None) -> dict[str, Any]:
         """What the head of every page says of the benchmark files."""
         files = self._bridge.config.files
@@ -209,7 +204,7 @@ class Pages:
 
     def _files(self) -> list[dict[str, Any]]:
         told = self._bridge.files()
-        return [{**said, **{name: said["accounting"][name] for name in ("total", *STATES)}} for said in told]
+        return [{**said, **{name: said["accounting"][name] for name in ("total", *ACCOUNTED)}} for said in told]
 
 
 def table_names() -> Sequence[str]:

@@ -116,6 +116,18 @@ def test_a_refusal_is_grouped_by_reason_and_retried_by_its_button(synced: Host) 
     assert nothing.status_code == 422
 
 
+def test_a_form_for_a_source_that_is_not_there_does_nothing(synced: Host) -> None:
+    """It must not be taken for all of them."""
+    client = signed_in(synced)
+    runs = synced.bridge.runs(limit=100)
+    form = {"source": "elsewhere", "csrf_token": token_of(client)}
+    for path, more in (("/view/sync", {}), ("/view/retry", {"reason": "hardware_unsupported"})):
+        answer = client.post(f"/api/bridge{path}", data={**form, **more}, headers=HTML)
+        assert (answer.status_code, "There is no source &#39;elsewhere&#39;" in answer.text) == (422, True)
+    assert synced.bridge.runs(limit=100) == runs
+    assert synced.bridge.accounting()["pending"] == 0
+
+
 def test_pause_resume_interval_and_run_now_by_forms(host: Host) -> None:
     """Each goes back to its page and says what it did; run now goes to the run."""
     client = signed_in(host)
