@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import requests
-from unified_server import create_app, shutdown, startup
-from werkzeug.serving import make_server
 
 from bench.dataset import make
+from bench.host import KEY, served
 from benchbridge_plugin.report import table
 
-_KEY = {"X-API-Key": "key", "Accept": "text/html"}
+_ASKED = {**KEY, "Accept": "text/html"}
 
 
 def main() -> None:
@@ -30,12 +25,11 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=50, help="of each page")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
-    with tempfile.TemporaryDirectory() as directory, _served(Path(directory), options.results) as bridge:
+    with tempfile.TemporaryDirectory() as directory, served(_file(Path(directory), options.results), Path(directory)) as bridge:
         asked = {"limit": 0, "days": 0, "wait": True}
-        run = requests.post(f"{bridge}/sync", headers=_KEY, json=asked, timeout=600).json()
+        run = requests.post(f"{bridge}/sync", headers=_ASKED, json=asked, timeout=600).json()
         while run["state"] == "running":
-            run = requests.get(f"{bridge}/runs/{run['run_id']}", headers=_KEY, timeout=10).json()
+            run = requests.get(f"{bridge}/runs/{run['run_id']}", headers=_ASKED, timeout=10).json()
         figures = {name: _loaded(f"{bridge}{address}", options.loads) for name, address in _addresses(bridge, run["run_id"]).items()}
     if options.json:
         print(json.dumps({"results": options.results, "delivered": run["synced"], "refused": run["rejected"], "pages": figures}))
@@ -44,40 +38,18 @@ def main() -> None:
     print(table(["page", "median ms", "p95 ms", "kB"], [[name, *page.values()] for name, page in figures.items()]))
 
 
-@contextmanager
-def _served(place: Path, results: int) -> Iterator[str]:
-    """The address of a bridge in a host of its own."""
+def _file(place: Path, results: int) -> Path:
     file = make(place / "benchmark_db.duckdb", results)
     with duckdb.connect(str(file)) as connection:
         connection.execute("UPDATE performance_results SET average_latency_ms = -1 WHERE hash(result_id) % 50 = 0")
-    app = create_app(
-        {
-            "benchmark_db": {"path": str(file)},
-            "predictive_performance": {"path": str(place / "predictive.duckdb")},
-            "benchmark_predictive_performance": {
-                "enabled": True,
-                "benchmark_db_path": str(file),
-                "bridge_api_key": "key",
-                "report_output_dir": str(place / "reports"),
-            },
-        }
-    )
-    startup(app)
-    listener = make_server("127.0.0.1", 0, app, threaded=True)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.server_port}/api/bridge"
-    finally:
-        listener.shutdown()
-        listener.server_close()
-        shutdown(app)
+    return file
 
 
 def _addresses(bridge: str, run_id: int) -> dict[str, str]:
     """What is loaded: each page, and of the results the first, a late one, the refused ones and one model's."""
 
     def listed(**wanted: str) -> dict[str, str]:
-        rows: list[dict[str, str]] = requests.get(f"{bridge}/results", headers=_KEY, params=wanted, timeout=60).json()["results"]
+        rows: list[dict[str, str]] = requests.get(f"{bridge}/results", headers=_ASKED, params=wanted, timeout=60).json()["results"]
         return rows[-1] if rows else sys.exit(f"no result is {wanted}")
 
     delivered, refused = listed(state="delivered"), listed(state="rejected", limit="500")
@@ -102,7 +74,7 @@ def _loaded(address: str, loads: int) -> dict[str, float]:
     times: list[float] = []
     for _ in range(loads):
         began = time.perf_counter()
-        answer = requests.get(address, headers=_KEY, timeout=60)
+        answer = requests.get(address, headers=_ASKED, timeout=60)
         times.append((time.perf_counter() - began) * 1000)
         answer.raise_for_status()
     times.sort()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import requests
-from unified_server import create_app, shutdown, startup
-from werkzeug.serving import make_server
 
 from bench.dataset import make
 from bench.figures import show
-
-_KEY = {"X-API-Key": "key"}
+from bench.host import KEY, served
 
 
 def main() -> None:
@@ -25,42 +20,23 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=200, help="requests while nothing happens")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         file = make(place / "benchmark_db.duckdb", options.results)
-        app = create_app(
-            {
-                "benchmark_db": {"path": str(file)},
-                "predictive_performance": {"path": str(place / "predictive.duckdb")},
-                "benchmark_predictive_performance": {
-                    "enabled": True,
-                    "benchmark_db_path": str(file),
-                    "bridge_api_key": "key",
-                    "report_output_dir": str(place / "reports"),
-                },
-            }
-        )
-        startup(app)
-        listener = make_server("127.0.0.1", 0, app, threaded=True)
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        bridge = f"http://127.0.0.1:{listener.server_port}/api/bridge"
+        with served(file, place) as bridge:
 
-        def asked() -> float:
-            began = time.perf_counter()
-            requests.get(f"{bridge}/status", headers=_KEY, timeout=10).raise_for_status()
-            return (time.perf_counter() - began) * 1000
+            def asked() -> float:
+                began = time.perf_counter()
+                requests.get(f"{bridge}/status", headers=KEY, timeout=10).raise_for_status()
+                return (time.perf_counter() - began) * 1000
 
-        asked()
-        idle = sorted(asked() for _ in range(options.idle))
-        begun = requests.post(f"{bridge}/sync", headers=_KEY, json={"limit": 0, "days": 0}, timeout=10).json()
-        during: list[float] = []
-        while requests.get(f"{bridge}/runs/{begun['run_id']}", headers=_KEY, timeout=10).json()["state"] == "running":
-            during += [asked() for _ in range(5)]
-        accounting = requests.get(f"{bridge}/status", headers=_KEY, timeout=10).json()["accounting"]
-        listener.shutdown()
-        listener.server_close()
-        shutdown(app)
+            asked()
+            idle = sorted(asked() for _ in range(options.idle))
+            begun = requests.post(f"{bridge}/sync", headers=KEY, json={"limit": 0, "days": 0}, timeout=10).json()
+            during: list[float] = []
+            while requests.get(f"{bridge}/runs/{begun['run_id']}", headers=KEY, timeout=10).json()["state"] == "running":
+                during += [asked() for _ in range(5)]
+            accounting = requests.get(f"{bridge}/status", headers=KEY, timeout=10).json()["accounting"]
     during.sort()
     figures = {
         "results": options.results,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchbridge_plugin.charts import accounting_bar, cell_level, history, share
+from benchbridge_plugin.charts import accounting_bar, cell_level, history
 
 _MODELS_SHOWN = 200
 _HARDWARE_SHOWN = 16
@@ -14,30 +14,23 @@ _REASONS_SHOWN = 200
 
 def page_of(report: Mapping[str, Any]) -> str:
     """The report (see report.build) as an HTML document. Everything in it is escaped; it has no script and asks for nothing."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # only who wants this pays for it
+    from benchbridge_plugin.templating import environment  # only who wants this pays for it
 
-    environment = Environment(
-        loader=PackageLoader("benchbridge_plugin"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["number"] = lambda count: f"{count:,}" if isinstance(count, int) else str(count)
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
     models, hardware = list(report["model_coverage"].items()), list(report["hardware_coverage"])
-    return environment.get_template("report.html").render(
-        report=report,
-        accounting=report["accounting"],
-        bar=accounting_bar(report["accounting"]),
-        chart=history(list(reversed(report["sync_history"]))),
-        cells={(row["model"], row["hardware"]): row for row in report["coverage"]},
-        models=models[:_MODELS_SHOWN],
-        more_models=len(models) - _MODELS_SHOWN,
-        hardware=hardware[:_HARDWARE_SHOWN],
-        refusals=report["refusals"][:_REASONS_SHOWN],
-        more_refusals=len(report["refusals"]) - _REASONS_SHOWN,
-        level=cell_level,
-        share=share,
+    return (
+        environment("benchbridge_plugin")
+        .get_template("report.html")
+        .render(
+            report=report,
+            accounting=report["accounting"],
+            bar=accounting_bar(report["accounting"]),
+            chart=history(list(reversed(report["sync_history"]))),
+            cells={(row["model"], row["hardware"]): row for row in report["coverage"]},
+            models=models[:_MODELS_SHOWN],
+            more_models=len(models) - _MODELS_SHOWN,
+            hardware=hardware[:_HARDWARE_SHOWN],
+            refusals=report["refusals"][:_REASONS_SHOWN],
+            more_refusals=len(report["refusals"]) - _REASONS_SHOWN,
+            level=cell_level,
+        )
     )

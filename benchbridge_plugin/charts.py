@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: The states of the accounting, in the order of the bar.
-STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
+from benchbridge_plugin.model import ACCOUNTED
 
 WIDTH = 1000
 HEIGHT = 100
@@ -70,16 +69,16 @@ def share(count: int, total: int) -> str:
 
 def accounting_bar(accounting: Mapping[str, Any]) -> list[Segment]:
     """The accounting as parts of one bar. They fill it, whatever the figures are; one that is there is never too thin to be seen."""
-    counts = {name: max(int(accounting[name]), 0) for name in STATES}
+    counts = {name: max(int(accounting[name]), 0) for name in ACCOUNTED}
     total = sum(counts.values())
     if not total:
-        return [Segment(name, 0, "0 %", 0.0, 0.0) for name in STATES]
+        return [Segment(name, 0, "0 %", 0.0, 0.0) for name in ACCOUNTED]
     widths = {name: max(WIDTH * count / total, _THINNEST) if count else 0.0 for name, count in counts.items()}
     widest = max(widths, key=lambda name: widths[name])
     widths[widest] -= sum(widths.values()) - WIDTH
     segments: list[Segment] = []
     x = 0.0
-    for name in STATES:
+    for name in ACCOUNTED:
         segments.append(Segment(name, counts[name], share(counts[name], total), round(x, 2), round(widths[name], 2)))
         x += widths[name]
     return segments

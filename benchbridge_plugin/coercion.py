@@ -98,10 +98,17 @@ def _number(kind: type[int] | type[float], value: int | float | str) -> int | fl
     return kind(number)
 
 
+def signing_key(secret: str) -> bytes:
+    """The bytes of a secret of the Standard Webhooks specification: base64, perhaps with a prefix. ValueError when it is not, or too short."""
+    key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    if len(key) < _SHORTEST_KEY:
+        raise ValueError(f"{len(key)} bytes are too few")
+    return key
+
+
 def is_signing_secret(secret: str) -> bool:
-    """Whether it is what the Standard Webhooks specification takes for a secret: base64 of enough bytes, perhaps with its prefix."""
     try:
-        return len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) >= _SHORTEST_KEY
+        return bool(signing_key(secret))
     except ValueError:
         return False
 

@@ -8,11 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from benchbridge_plugin._version import __version__
+from benchbridge_plugin.as_json import iso
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError
@@ -174,12 +174,10 @@ def _of_version(place: str, version: int, tables: Sequence[str]) -> Finding:
 def _clock(latest_run: float | None) -> Finding:
     """The look-back and the times of runs go by this machine's clock. A run of the past that began in the future shows that it was set back."""
     now = time.time()
-    shown = datetime.fromtimestamp(now, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
     if latest_run is not None and latest_run > now + _CLOCKS_APART_S:
-        ahead = datetime.fromtimestamp(latest_run, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
-        message = f"it is {shown} here, and the ledger has a run of {ahead}: this clock, or that of another host, is wrong"
+        message = f"it is {iso(now)} here, and the ledger has a run of {iso(latest_run)}: this clock, or that of another host, is wrong"
         return Finding("warning", "clock", message, "Set the clock (NTP). Nothing is lost: waiting times and leases move along.")
-    return Finding("ok", "clock", f"it is {shown}")
+    return Finding("ok", "clock", f"it is {iso(now)}")
 
 
 def _not_there(path: Path) -> Finding | None:

@@ -17,9 +17,7 @@ from prometheus_client.registry import Collector
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.errors import SourceBusy
 from benchbridge_plugin.ledger import LeaseHolder, Ledger, Meters, Schedule
-from benchbridge_plugin.model import STATE_NAMES, Accounting, State
-
-_STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
+from benchbridge_plugin.model import ACCOUNTED, STATE_NAMES, Accounting, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class _Figures(Collector):
         )
         for reading in self._readings:
             accounting = reading.accounting
-            for state in _STATES:
+            for state in ACCOUNTED:
                 results.add_metric([reading.source, state], getattr(accounting, state))
             on_disk.add_metric([reading.source], accounting.total)
             balanced.add_metric([reading.source], accounting.balanced)

@@ -218,6 +218,10 @@ class FileProgress(Progress):
     source: str = ""
 
 
+#: The parts of the accounting, in the order in which they are shown: they add up to `total`.
+ACCOUNTED = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
+
+
 @dataclass(frozen=True, slots=True)
 class Accounting:
     """Where every result is. `total` is what the last comparison counted on disk; the states are what the ledger says now."""

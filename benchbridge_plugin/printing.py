@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from benchbridge_plugin.verification import Verification
 
 _WIDEST_VALUE = 60
-_STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
 
 
 def print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBridge, source: str | None) -> None:
-    from benchbridge_plugin.model import SyncTotal
+    from benchbridge_plugin.model import ACCOUNTED, SyncTotal
     from benchbridge_plugin.report import table
 
     parts = summary.sources if isinstance(summary, SyncTotal) else ()
@@ -49,7 +48,8 @@ def print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBri
         click.echo()
         click.echo(
             table(
-                ["total", *(name.replace("_", " ") for name in _STATES)], [[accounting["total"], *(accounting[name] for name in _STATES)]]
+                ["total", *(name.replace("_", " ") for name in ACCOUNTED)],
+                [[accounting["total"], *(accounting[name] for name in ACCOUNTED)]],
             )
         )
     if accounting["rejected"]:
@@ -94,10 +94,11 @@ def _said(value: object) -> str:
 
 def _by_file(summary: Any, accountings: Mapping[str, Mapping[str, Any]]) -> str:
     """What was done with each benchmark file and where its results are, and the sums."""
+    from benchbridge_plugin.model import ACCOUNTED
     from benchbridge_plugin.report import table
 
     done = ("synced", "rejected", "failed")
-    states = ("total", *_STATES) if accountings else ()
+    states = ("total", *ACCOUNTED) if accountings else ()
     headers = ["file", "synced", "refused", "to be retried", *(name.replace("_", " ") for name in states), "note"]
     rows: list[Sequence[object]] = []
     sums = dict.fromkeys(states, 0)

@@ -17,42 +17,13 @@ from benchbridge_plugin.comparison import Plan
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import STATE_NAMES, Progress, RunSummary, SinkProfile, State, SyncRequest
+from benchbridge_plugin.provenance import FIELD_ROLES, REASON_FIELDS
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Tally
 
 _SENT_SHOWN = 3
 _CHANGED_SHOWN = 10
 _LONGEST_VALUE = 200  # characters of a text that is shown
-
-#: Which roles of the benchmark database (layout.ROLES) a field of the measurement is made of, the first that is there counting most.
-FIELD_ROLES: Mapping[str, Sequence[str]] = {
-    "model_name": ("model_name",),
-    "model_family": ("model_family",),
-    "hardware_platform": ("hardware_type",),
-    "batch_size": ("batch_size", "extras"),
-    "sequence_length": ("sequence_length", "extras"),
-    "precision": ("precision", "extras"),
-    "mode": ("test_case",),
-    "throughput": ("throughput",),
-    "latency": ("latency_ms",),
-    "memory_usage": ("memory_mb",),
-    "measured_at": ("run_started", "result_time"),
-}
-#: Which fields a reason of refusal (mapping.REASONS) is about.
-REASON_FIELDS: Mapping[str, Sequence[str]] = {
-    "model_missing": ("model_name",),
-    "model_invalid": ("model_name",),
-    "hardware_missing": ("hardware_platform",),
-    "hardware_unsupported": ("hardware_platform",),
-    "precision_missing": ("precision",),
-    "precision_unsupported": ("precision",),
-    "mode_unsupported": ("mode",),
-    "batch_size_missing": ("batch_size",),
-    "batch_size_invalid": ("batch_size",),
-    "sequence_length_invalid": ("sequence_length",),
-    "figure_negative": ("throughput", "latency", "memory_usage"),
-    "figure_missing": ("throughput", "latency", "memory_usage"),
-}
 
 
 @dataclass(frozen=True, slots=True)

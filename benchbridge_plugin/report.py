@@ -19,7 +19,7 @@ from benchbridge_plugin.archive import page_of
 from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.ledger import Ledger
-from benchbridge_plugin.model import RunSummary
+from benchbridge_plugin.model import ACCOUNTED, RunSummary
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ FORMATS: Mapping[str, str] = {
     "text": "text/plain; charset=utf-8",
     "html": "text/html; charset=utf-8",
 }
-_STATES = ("delivered", "pending", "retrying", "in_doubt", "rejected", "skipped")
 _FILE_PREFIX = "benchbridge-report-"
 _FILE_NAME = re.compile(_FILE_PREFIX + r"\d{8}T\d{6}\.\d{6}Z\.json")
 _RUNS_SHOWN = 10
@@ -171,7 +170,7 @@ def safe_csv_cell(value: object) -> object:
 def _csv(report: Mapping[str, Any]) -> str:
     """The coverage; of several benchmark files that of each, with its name in front."""
     out = io.StringIO()
-    names = ["model", "hardware", "total", *_STATES]
+    names = ["model", "hardware", "total", *ACCOUNTED]
     rows = report["coverage"]
     if "sources" in report:
         names = ["source", *names]
@@ -185,9 +184,9 @@ def _csv(report: Mapping[str, Any]) -> str:
 def _by_file(report: Mapping[str, Any]) -> Sequence[Sequence[object]]:
     """Each benchmark file with its accounting, and the total below."""
     parts = [(part["name"], part["accounting"], part["note"]) for part in report["sources"]]
-    rows = [(name, accounting["total"], *(accounting[state] for state in _STATES), note) for name, accounting, note in parts]
+    rows = [(name, accounting["total"], *(accounting[state] for state in ACCOUNTED), note) for name, accounting, note in parts]
     total = report["accounting"]
-    return [*rows, ("all", total["total"], *(total[state] for state in _STATES), "")]
+    return [*rows, ("all", total["total"], *(total[state] for state in ACCOUNTED), "")]
 
 
 def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
@@ -196,8 +195,8 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
     def heading(text: str) -> str:
         return f"## {text}" if markdown else f"{text}\n{'=' * len(text)}"
 
-    states = [[name.replace("_", " "), accounting[name]] for name in _STATES]
-    sums = f"Every result is accounted for: {accounting['total']} = {' + '.join(str(accounting[name]) for name in _STATES)}."
+    states = [[name.replace("_", " "), accounting[name]] for name in ACCOUNTED]
+    sums = f"Every result is accounted for: {accounting['total']} = {' + '.join(str(accounting[name]) for name in ACCOUNTED)}."
     parts = [
         heading(f"benchbridge report: {_cell(report['source'], markdown, _WIDEST_CELL)}"),
         f"{report['synced_results']} of {report['total_results']} results delivered ({report['sync_percentage']} %), {report['generated_at']}.",
@@ -206,7 +205,7 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         sums if accounting["balanced"] else "The accounts do not balance: a sync is under way, or the next one will compare anew.",
     ]
     if "sources" in report:
-        headers = ["file", "total", *(name.replace("_", " ") for name in _STATES), "note"]
+        headers = ["file", "total", *(name.replace("_", " ") for name in ACCOUNTED), "note"]
         parts += [heading("By benchmark file"), table(headers, _by_file(report), markdown=markdown)]
     why = [["skipped", reason, count, ""] for reason, count in accounting["skipped_by_reason"].items()]
     why += [[row["state"].replace("_", " "), row["code"], row["count"], row["reason"]] for row in report["refusals"]]
@@ -251,7 +250,7 @@ def coverage_by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, d
     """Coverage summed over the other side, largest first."""
     sums: dict[str, dict[str, Any]] = {}
     for row in coverage:
-        into = sums.setdefault(row[name], dict.fromkeys(("total", *_STATES), 0))
+        into = sums.setdefault(row[name], dict.fromkeys(("total", *ACCOUNTED), 0))
         for column in into:
             into[column] += row[column]
     for cell in sums.values():

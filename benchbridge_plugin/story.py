@@ -20,6 +20,7 @@ from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.ledger import Content, Ledger
 from benchbridge_plugin.mapping import HARDWARE_ALIASES, PRECISION_ALIASES, Mapper
 from benchbridge_plugin.model import STATE_NAMES, Answer, Doubt, SinkProfile, State, quality_names
+from benchbridge_plugin.provenance import FIELD_ROLES
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.source import BenchmarkSource
 
@@ -30,19 +31,6 @@ PATIENCE_S = 2.0
 _MOST_WAITING = 4  # questions that hang; more are not begun
 _room = threading.BoundedSemaphore(_MOST_WAITING)
 _UNITS = {"throughput": "items/s", "latency": "ms", "memory_usage": "MB"}
-_ROLES = {
-    "model_name": "model_name",
-    "model_family": "model_family",
-    "hardware_platform": "hardware_type",
-    "batch_size": "batch_size",
-    "sequence_length": "sequence_length",
-    "precision": "precision",
-    "mode": "test_case",
-    "throughput": "throughput",
-    "latency": "latency_ms",
-    "memory_usage": "memory_mb",
-    "measured_at": "run_started",
-}
 _ASSUMED = {"sequence_length": "default_sequence_length", "precision": "default_precision", "batch_size": "default_batch_size"}
 
 
@@ -235,9 +223,9 @@ def _as_json(content: Content) -> dict[str, Any]:
 def _fields(row: Mapping[str, Any], measured: Mapping[str, Any], roles: Mapping[str, str]) -> list[Field]:
     flags = quality_names(measured["quality"])
     fields: list[Field] = []
-    for name, role in _ROLES.items():
-        if name == "measured_at" and row["run_started"] is None:
-            role = "result_time"
+    for name, (role, *others) in FIELD_ROLES.items():
+        if name == "measured_at" and row[role] is None:
+            role = others[0]
         said, value = row[role], measured[name]
         shown = iso(value.timestamp()) if name == "measured_at" and value is not None else value
         fields.append(Field(name, shown, _UNITS.get(name, ""), roles.get(role, ""), said, _why(name, said, value, flags)))

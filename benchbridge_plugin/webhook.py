@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import math
@@ -14,9 +13,9 @@ from urllib.parse import urlsplit
 import requests
 
 from benchbridge_plugin._version import __version__
+from benchbridge_plugin.coercion import signing_key
 from benchbridge_plugin.ledger import Parcel
 
-_PREFIX = "whsec_"
 _LONGEST_WAIT_S = 86_400.0
 
 
@@ -34,7 +33,7 @@ class Webhook:
 
     def __init__(self, url: str, secret: str, *, timeout_s: float, ca_bundle: str | None, now: Callable[[], float]) -> None:
         self._url = url
-        self._key = secret_key(secret)
+        self._key = signing_key(secret)
         self._timeout_s = timeout_s
         self._verify: bool | str = ca_bundle or True
         self._now = now
@@ -75,14 +74,6 @@ def signature(key: bytes, event_id: str, at: int, body: bytes) -> str:
     """The header webhook-signature."""
     signed = hmac.new(key, f"{event_id}.{at}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(signed).decode()}"
-
-
-def secret_key(secret: str) -> bytes:
-    """The bytes that a configured secret stands for. ValueError when it is not base64."""
-    try:
-        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except binascii.Error as error:
-        raise ValueError("not base64") from error
 
 
 def _nothing_added(request: requests.PreparedRequest) -> requests.PreparedRequest:

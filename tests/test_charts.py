@@ -8,15 +8,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchbridge_plugin.charts import HEIGHT, STATES, WIDTH, accounting_bar, cell_level, history, share
+from benchbridge_plugin.charts import HEIGHT, WIDTH, accounting_bar, cell_level, history, share
+from benchbridge_plugin.model import ACCOUNTED
 
 
-@given(st.fixed_dictionaries({name: st.integers(0, 10**12) for name in STATES}))
+@given(st.fixed_dictionaries({name: st.integers(0, 10**12) for name in ACCOUNTED}))
 def test_the_parts_of_the_bar_fill_it_and_what_is_there_is_seen(accounting: dict[str, int]) -> None:
     """Side by side, without a gap, none outside."""
     bar = accounting_bar(accounting)
     shown = [part for part in bar if part.count]
-    assert [part.name for part in bar] == list(STATES)
+    assert [part.name for part in bar] == list(ACCOUNTED)
     assert all((part.width > 1) == bool(part.count) for part in bar)
     assert not shown or abs(sum(part.width for part in shown) - WIDTH) < 0.1
     assert all(abs(after.x - before.x - before.width) < 0.1 for before, after in itertools.pairwise(bar))
@@ -60,4 +61,4 @@ def test_no_runs_are_an_empty_picture() -> None:
     """Nothing is divided by nothing."""
     drawn = history([])
     assert (drawn.bars, drawn.lines, drawn.first) == ([], [], "")
-    assert [part.width for part in accounting_bar(dict.fromkeys(STATES, 0))] == [0.0] * 6
+    assert [part.width for part in accounting_bar(dict.fromkeys(ACCOUNTED, 0))] == [0.0] * 6

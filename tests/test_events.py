@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge, hookspecs
+from benchbridge_plugin.coercion import signing_key
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.courier import Courier
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.events import TYPES
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.model import RunSummary
-from benchbridge_plugin.webhook import Webhook, secret_key, signature
+from benchbridge_plugin.webhook import Webhook, signature
 from tests.conftest import LEASE_S, REFUSED, Book, Clock, make_batch
 from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
@@ -128,7 +129,8 @@ def test_the_signature_is_that_of_the_specification() -> None:
     """The example of the Standard Webhooks specification, to the letter."""
     body = b'{"test": 2432232314}'
     assert (
-        signature(secret_key(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        signature(signing_key(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+        == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from benchbridge_plugin.mapping import REASONS
 from benchbridge_plugin.model import MEASUREMENT_FIELDS, RunSummary, SyncRequest
-from benchbridge_plugin.rehearsal import FIELD_ROLES, REASON_FIELDS, Changed, Rehearsal
+from benchbridge_plugin.provenance import FIELD_ROLES, REASON_FIELDS
+from benchbridge_plugin.rehearsal import Changed, Rehearsal
 from tests.conftest import World, fill
 from tests.scripted import Scripted
 
