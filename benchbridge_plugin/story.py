@@ -1,13 +1,12 @@
 """The story of one result: the row it comes from, what each field of the measurement was made of, what became of it, and what the sink says.
 
-The file and the sink are asked while somebody waits, so each has two seconds in all; one that does not answer is told as such.
+The file and the sink are asked while somebody waits, so the one has a second and the other two; one that does not answer is told as such.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,8 @@ from benchbridge_plugin.source import BenchmarkSource
 _logger = logging.getLogger(__name__)
 _Answered = TypeVar("_Answered")
 
-PATIENCE_S = 2.0
+FILE_PATIENCE_S = 1.0
+SINK_PATIENCE_S = 2.0
 _MOST_WAITING = 4  # questions that hang; more are not begun
 _room = threading.BoundedSemaphore(_MOST_WAITING)
 _UNITS = {"throughput": "items/s", "latency": "ms", "memory_usage": "MB"}
@@ -73,7 +73,6 @@ def tell(
     ledger: Ledger, source_id: int, source: BenchmarkSource, mapper: Mapper, sink: Callable[[], Sink], *, name: str, result_id: str
 ) -> Story:
     """The story of the result with this id. `found` is False when neither the ledger nor the file knows it. Raises LedgerError."""
-    deadline = time.monotonic() + PATIENCE_S
     contents = ledger.contents.of(source_id, result_id)
     reading = _begin(lambda: _read(source, mapper, result_id))
     row: Mapping[str, Any] | None = None
@@ -81,7 +80,7 @@ def tell(
     roles: Mapping[str, str] = {}
     problem = ""
     try:
-        row, roles, measured = _wait(reading, min(deadline, time.monotonic() + PATIENCE_S / 2), "The benchmark file")
+        row, roles, measured = _wait(reading, FILE_PATIENCE_S, "The benchmark file")
     except BridgeError as error:
         problem = f"{error.message} {error.guidance}".strip()
     story = Story(name, result_id, [_as_json(content) for content in contents], problem=problem)
@@ -103,7 +102,7 @@ def tell(
     says: list[dict[str, Any]] = []
     sink_name, sink_problem = "", ""
     try:
-        sink_name, settlements = _wait(_begin(lambda: _ask(sink, doubts)), deadline, "The predictive API")
+        sink_name, settlements = _wait(_begin(lambda: _ask(sink, doubts)), SINK_PATIENCE_S, "The predictive API")
         for content, settlement in zip(asked, settlements, strict=True):
             says.append(
                 {
@@ -152,30 +151,35 @@ def _ask(sink: Callable[[], Sink], doubts: Sequence[Doubt]) -> tuple[str, Sequen
 def _begin(question: Callable[[], _Answered]) -> Future[_Answered]:
     """Ask in a thread of its own: neither a disk nor a server can be told to hurry."""
     future: Future[_Answered] = Future()
-    if not _room.acquire(blocking=False):
+    room = _room
+    if not room.acquire(blocking=False):
         future.set_exception(BridgeError("Earlier questions have not been answered yet, so this one was not asked.", guidance="Try later."))
         return future
 
+    def answer() -> _Answered:
+        try:
+            return question()
+        finally:
+            room.release()  # before anybody hears of the answer, and asks the next
+
     def run() -> None:
         try:
-            future.set_result(question())
+            future.set_result(answer())
         except BridgeError as error:
             future.set_exception(error)
         except Exception as error:  # the edge of a thread
             _logger.exception("a result's story could not be told")
             future.set_exception(BridgeError(f"It could not be asked: {type(error).__name__}.", guidance="The server's log has more."))
-        finally:
-            _room.release()
 
     threading.Thread(target=run, name="benchbridge-story", daemon=True).start()
     return future
 
 
-def _wait(future: Future[_Answered], deadline: float, who: str) -> _Answered:
+def _wait(future: Future[_Answered], patience_s: float, who: str) -> _Answered:
     try:
-        return future.result(max(deadline - time.monotonic(), 0.0))
+        return future.result(patience_s)
     except TimeoutError:
-        raise BridgeError(f"{who} has not answered within {PATIENCE_S:g} s.", guidance="Reload the page to ask again.") from None
+        raise BridgeError(f"{who} has not answered within {patience_s:g} s.", guidance="Reload the page to ask again.") from None
 
 
 def _question(content: Content, result_id: str, measured: Mapping[str, Any] | None) -> Doubt:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge, story
+from benchbridge_plugin.errors import SinkUnreachable
+from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.story import Field, Story
 from tests.kit.base_contract import BaseContractServer, Fault
 from tests.kit.layouts import BenchmarkDatabase
@@ -116,17 +118,26 @@ def test_a_sink_that_hangs_is_waited_for_no_longer_than_said(database: Benchmark
     """The page has its answer, and questions that hang do not pile up."""
     number = database.insert()
     gate = threading.Event()
-    monkeypatch.setattr(story, "PATIENCE_S", 0.4)
+    monkeypatch.setattr(story, "FILE_PATIENCE_S", 30.0)
+    monkeypatch.setattr(story, "SINK_PATIENCE_S", 0.1)
     monkeypatch.setattr(story, "_room", threading.BoundedSemaphore(2))
+
+    def hanging() -> Sink:
+        assert gate.wait(30)
+        raise SinkUnreachable("It was gone.")
+
     with BaseContractServer() as server, bridge_to(database, server) as bridge:
         bridge.sync_recent_results()
-        monkeypatch.setattr(bridge._workshop.ends(), "sink", lambda: gate.wait(30))
+        monkeypatch.setattr(bridge._workshop.ends(), "sink", hanging)
         told = bridge.story(str(number))
-        assert told.sink_problem == "The predictive API has not answered within 0.4 s. Reload the page to ask again."
+        assert told.sink_problem == "The predictive API has not answered within 0.1 s. Reload the page to ask again."
         assert told.fields
         bridge.story(str(number))
         assert "Earlier questions" in bridge.story(str(number)).problem
         gate.set()
+        for thread in threading.enumerate():
+            if thread.name == "benchbridge-story":
+                thread.join(30)
 
 
 def test_a_result_that_failed_for_now_is_not_at_the_sink(database: BenchmarkDatabase) -> None:
