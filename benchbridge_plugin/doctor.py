@@ -21,6 +21,7 @@ from benchbridge_plugin.model import CONTRACT_HARDWARE, RunSummary, SyncRequest,
 from benchbridge_plugin.rehearsal import Refused, Rehearsal
 
 _ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
+_SPEEDS = {"throughput", "latency_ms"}
 _CLOCKS_APART_S = 60.0
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
 
@@ -85,6 +86,8 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     for role, setting in _ASSUMABLE:
         if role not in roles and getattr(bridge.config, setting) is None:
             findings.append(_without(role, setting, "it has"))
+    if not _SPEEDS & roles.keys():
+        findings.append(_slow("it has"))
     return findings
 
 
@@ -105,6 +108,8 @@ def _sources(
         lacking = [file.name for file, roles in readable if role not in roles]
         if lacking and getattr(bridge.config, setting) is None:
             findings.append(_without(role, setting, f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}"))
+    if lacking := [file.name for file, roles in readable if not _SPEEDS & roles.keys()]:
+        findings.append(_slow(f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}"))
     return findings
 
 
@@ -118,6 +123,16 @@ def _without(role: str, setting: str, who: str) -> Finding:
         "benchmark db",
         f"{who} no column for {role}; results are refused unless their metrics state it",
         f"Set {setting} if all such results share one.",
+    )
+
+
+def _slow(who: str) -> Finding:
+    """A file of memory alone can be right; one whose columns were renamed looks the same."""
+    return Finding(
+        "warning",
+        "benchmark db",
+        f"{who} no column for throughput or latency that is known; memory is all that is sent",
+        "docs/layouts.md lists the names of columns that are read.",
     )
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from benchbridge_plugin.cli import bridge as group
@@ -178,6 +179,24 @@ def test_a_missing_column_is_a_warning_with_the_setting_that_helps(tmp_path: Pat
     assert [finding.level for finding in found] == ["ok", "warning"]
     assert "default_precision" in found[1].guidance
     assert len(look(tmp_path / "bare.duckdb", api, default_precision="fp32")["benchmark db"]) == 1
+
+
+def test_a_file_whose_speeds_were_renamed_is_a_warning(database: Path, api: BaseContractServer) -> None:
+    """Memory is still sent, so no sync would fail; also when it is one file of several."""
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "CREATE TABLE kept AS SELECT * RENAME (throughput_items_per_second AS tput, average_latency_ms AS lat) FROM performance_results"
+        )
+        connection.execute("DROP TABLE IF EXISTS performance_batch_results")
+        connection.execute("DROP TABLE performance_results")
+        connection.execute("ALTER TABLE kept RENAME TO performance_results")
+    (warning,) = look(database, api)["benchmark db"][1:]
+    assert (warning.level, warning.message) == (
+        "warning",
+        "it has no column for throughput or latency that is known; memory is all that is sent",
+    )
+    _, warning = look(database.parent / "*.duckdb", api)["benchmark db"]
+    assert warning.message.startswith("bench has no column for throughput or latency")
 
 
 def test_plain_sources_without_lookup_are_warned_about(database: Path, api: BaseContractServer) -> None:

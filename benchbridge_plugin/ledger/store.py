@@ -42,7 +42,7 @@ class Store:
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise LedgerError(
                 f"The ledger URL cannot be used: {error}.",
-                guidance="Use a file path, sqlite:///path or postgresql+psycopg://... (pip install 'benchbridge[postgres]').",
+                guidance="Use a file path, sqlite:///path or postgresql+psycopg://... (which needs benchbridge[postgres]).",
             ) from None
         if self.is_sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)

@@ -67,7 +67,9 @@ def unusable(name: str, answer: Reply | NoAnswer | NotSent) -> SinkError:
         )
     if answer.status in (404, 405):
         return SinkUnreachable(
-            f"{name} answers, but has no predictive API (HTTP {answer.status}).", guidance="Check predictive_api_url (--api-url).", url=name
+            f"{name} answers, but has no predictive API (HTTP {answer.status}).",
+            guidance="Check predictive_api_url (--api-url): it is the server's address, without /api/predictive-performance.",
+            url=name,
         )
     return SinkUnreachable(
         f"The predictive API at {name} is in trouble: {answer.sentence} (HTTP {answer.status}).",

@@ -162,5 +162,5 @@ def test_the_demo_says_what_to_do_when_the_bridge_is_not_installed(tmp_path: Pat
     words = ["unified_server", "--demo", "--exit-after-sync", "--port", "0"]
     with running(words, tmp_path, path=tmp_path / "plugins") as demo:
         output, _ = demo.communicate(timeout=60)
-    assert "The bridge plugin is not installed: run `pip install benchbridge`" in output
+    assert "The bridge plugin is not installed: run `pip install .` in a clone of benchbridge" in output
     assert demo.returncode == 1

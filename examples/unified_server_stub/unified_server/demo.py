@@ -31,7 +31,7 @@ ADDRESSES = (
     "/api/predictive-performance/measurements?limit=5",
     "/openapi.json",
 )
-NO_BRIDGE = "The bridge plugin is not installed: run `pip install benchbridge` (or `pip install -e .` in a checkout)."
+NO_BRIDGE = "The bridge plugin is not installed: run `pip install .` in a clone of benchbridge."
 
 
 def demo_config(directory: Path) -> dict[str, Any]:
