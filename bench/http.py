@@ -18,11 +18,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import requests
 
 from bench.dataset import make
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.mapping import Mapper, Rules
+from benchbridge_plugin.model import SinkProfile
 from benchbridge_plugin.report import table
+from benchbridge_plugin.sinks.payload import Payloads, body_of
+from benchbridge_plugin.source import BenchmarkSource
 from tests.crash.harness import _await as wait_for
 from tests.kit.base_contract import BASE, free_port
 from tests.kit.layouts import build
@@ -168,24 +174,27 @@ def base_figures(name: str, results: int, *options: str) -> list[Figure]:
     return [Figure(name, way, results, round(s, 2), round(results / s, 1), round(best / s, 3)) for way, s in took.items()]
 
 
+def bulk_bodies(file: Path) -> list[bytes]:
+    """What a sync sends of the file, a thousand results a body."""
+    source, mapper, payloads = BenchmarkSource(str(file)), Mapper(Rules(file.stem)), Payloads()
+    layout, ids = source.ids()
+    profile = SinkProfile(capabilities=frozenset({"measured_at", "bulk", "idempotency"}))
+    measured = pa.concat_tables(mapper.measure(rows, profile) for rows in source.slices(layout, ids.combine_chunks().sort()))
+    sent = measured.filter(pc.is_null(measured.column("reason_code")))
+    return [body_of(payloads.texts(sent.slice(start, 1_000), with_extras=True)) for start in range(0, len(sent), 1_000)]
+
+
 def bulk_figures(results: int) -> list[Figure]:
     took: dict[str, float] = {}
-    rows = [{**payload(number), "idempotency_key": f"{number:032x}"} for number in range(results)]
-    for row in rows:
-        row |= {
-            "measured_at": "2026-11-01T00:00:00+00:00",
-            "source_ref": "bench/1",
-            "metadata": {"device_name": "H100", "extras": {"p95": 7.5}},
-        }
-    bodies = [json.dumps({"measurements": rows[start : start + 1000]}).encode() for start in range(0, results, 1000)]
-    for connections in (1, 2, 4):
-        with tempfile.TemporaryDirectory() as directory, full_server(Path(directory)) as url:
-            took[f"http.client, {connections} connections"] = bare(
-                url, f"{BASE}/record-measurements", bodies, connections, then=ask_nothing
-            )
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         file = make(place / "benchmark_db.duckdb", results)
+        bodies = bulk_bodies(file)
+        for connections in (1, 2, 4):
+            with tempfile.TemporaryDirectory() as other, full_server(Path(other)) as url:
+                took[f"http.client, {connections} connections"] = bare(
+                    url, f"{BASE}/record-measurements", bodies, connections, then=ask_nothing
+                )
         with full_server(place) as url:
             seconds, delivered = synced(url, file, place / "ledger.sqlite")
         took["our sync, exactly once"] = seconds * results / delivered

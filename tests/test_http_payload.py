@@ -59,9 +59,11 @@ def test_texts_say_the_same_as_objects(payloads: Payloads, rows: list[dict[str, 
     batch = make_batch(*rows)
     objects = payloads.rows(batch, with_extras=with_extras)
     texts = payloads.texts(batch, with_extras=with_extras)
-    assert [strictly(text) for text in texts] == objects
-    assert [list(strictly(text)) for text in texts] == [list(row) for row in objects]
+    said = texts.to_pylist()
+    assert [strictly(text) for text in said] == objects
+    assert [list(strictly(text)) for text in said] == [list(row) for row in objects]
     assert strictly(body_of(texts)) == {"measurements": objects}
+    assert strictly(body_of(texts[1:])) == {"measurements": objects[1:]}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_what_is_no_json_is_not_written(payloads: Payloads, row: dict[str, Any])
 def test_words_that_look_like_it_may_stand_in_a_text(payloads: Payloads) -> None:
     """They are looked at closely, and are harmless."""
     row = {"model_name": "NaN", "metadata": '{"Infinity": "NaN", "nan": [":NaN"]}'}
-    (text,) = payloads.texts(make_batch(row), with_extras=True)
+    (text,) = payloads.texts(make_batch(row), with_extras=True).to_pylist()
     assert strictly(text)["metadata"] == {"Infinity": "NaN", "nan": [":NaN"]}
 
 

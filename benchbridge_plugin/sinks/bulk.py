@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -20,18 +20,15 @@ from benchbridge_plugin.sinks.verdicts import NOT_SENT, judge, never_taken, unce
 
 PART_ROWS = 1_000
 BATCH_ROWS = 10_000
+_AHEAD_BYTES = 32 << 20  # of rows that are made into texts at once: extras can be long
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The rows from `start` on, as JSON texts."""
+    """Some rows of the batch as JSON texts; without them where a row cannot be written like that."""
 
-    start: int
-    texts: list[str]
-
-    @property
-    def rows(self) -> range:
-        return range(self.start, self.start + len(self.texts))
+    rows: range
+    texts: pa.StringArray | None
 
 
 class Bulk:
@@ -65,26 +62,24 @@ class Bulk:
         exceptions: dict[int, Outcome] = {}
         stop: Exception | None = None
         is_over = False
-        waiting = deque(range(0, len(batch), PART_ROWS))
+        begun = 0  # rows
+        parts = self._parts(batch, with_extras=with_extras)
         refused: deque[_Part] = deque()
         in_turn = self._exchange.in_turn or not self.harmless_again
         lanes: Lanes[_Part, Reply | NoAnswer | NotSent] = Lanes(self._post, most=1 if in_turn else self._most)
         self._pace.start()
         with lanes:
             while True:
-                while waiting and not (is_over or refused) and lanes.in_flight < (1 if in_turn else self._pace.allowed):
+                while begun < len(batch) and not (is_over or refused) and lanes.in_flight < (1 if in_turn else self._pace.allowed):
                     if stopping():
                         is_over = True
                         break
-                    rows = batch.slice(waiting[0], PART_ROWS)
-                    try:
-                        part = _Part(waiting[0], self._payloads.texts(rows, with_extras=with_extras))
-                    except ValueError:  # one by one only the row that is wrong fails
-                        part = _Part(waiting[0], [""] * len(rows))
+                    part = next(parts)
+                    begun = part.rows.stop
+                    if part.texts is None:
                         refused.append(part)
                     else:
                         lanes.begin(part)
-                    waiting.popleft()
                 if lanes.in_flight:
                     part, answer = lanes.take()
                     if self._take(part, answer, ids, exceptions):
@@ -109,11 +104,29 @@ class Bulk:
                     break
         for part in refused:
             exceptions.update(dict.fromkeys(part.rows, NOT_SENT))
-        if waiting:
-            exceptions.update(dict.fromkeys(range(waiting[0], len(batch)), NOT_SENT))
+        exceptions.update(dict.fromkeys(range(begun, len(batch)), NOT_SENT))
         return Receipt(ids, exceptions, stop=stop)
 
+    def _parts(self, batch: pa.Table, *, with_extras: bool) -> Iterator[_Part]:
+        """The batch in parts, several of them written at once."""
+        ahead = PART_ROWS * max(_AHEAD_BYTES // max(batch.slice(0, PART_ROWS).nbytes, 1), 1)
+        for start in range(0, len(batch), ahead):
+            rows = batch.slice(start, ahead)
+            texts = self._texts(rows, with_extras=with_extras)
+            for place in range(0, len(rows), PART_ROWS):
+                some = rows.slice(place, PART_ROWS)
+                # With one wrong row among them, the parts without it are sent whole all the same; of its part, one by one, only that row fails.
+                own = texts.slice(place, PART_ROWS) if texts is not None else self._texts(some, with_extras=with_extras)
+                yield _Part(range(start + place, start + place + len(some)), own)
+
+    def _texts(self, rows: pa.Table, *, with_extras: bool) -> pa.StringArray | None:
+        try:
+            return self._payloads.texts(rows, with_extras=with_extras)
+        except ValueError:
+            return None
+
     def _post(self, part: _Part) -> Reply | NoAnswer | NotSent:
+        assert part.texts is not None
         body, headers = body_of(part.texts), {}
         if self.takes_gzip and not self._exchange.is_near:
             body, headers = gzip.compress(body, 1), {"Content-Encoding": "gzip"}
@@ -126,7 +139,7 @@ class Bulk:
         )
         if not isinstance(results, list) or len(results) != len(part.rows):
             return False
-        for row, result in enumerate(results, part.start):
+        for row, result in enumerate(results, part.rows.start):
             status = result.get("status") if isinstance(result, dict) else None
             if status in ("created", "existing"):
                 ids[row] = text(result.get("measurement_id"))
