@@ -277,6 +277,12 @@ class BenchmarkPredictivePerformanceBridge:
         """How many delivered results carry which remark."""
         return self._roster(source).quality()
 
+    def accuracy(self, *, days: int = 0, source: str | None = None) -> dict[str, Any]:
+        """How far the predictor was off on results that it had not been shown (docs/accuracy.md), over so many days; 0: all. From the ledger alone."""
+        roster = self._roster(source)
+        since_day = int(roster.ledger.now() // 86_400) - days + 1 if days else 0
+        return roster.ledger.scores.report([feed.source_id for feed in roster.feeds], since_day=since_day)
+
     def story(self, result_id: str, *, source: str | None = None) -> Story:
         """Everything that is known of one result, within about 2 s. Over several files `source` names the one, else the first that has it."""
         roster = self._roster(source)

@@ -14,13 +14,14 @@ from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Holder, Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import Outcome, SinkProfile
-from benchbridge_plugin.sinks.base import Sink
+from benchbridge_plugin.scoring import Scorer
+from benchbridge_plugin.sinks.base import Forecaster, Sink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Tally
 
 
 class Carrier:
-    """Carries results of one source. `retry_base_s`, `retry_max_s` and `max_attempts`: see docs/configuration.md."""
+    """Carries results of one source. `retry_base_s`, `retry_max_s`, `max_attempts` and `score_sample`: see docs/configuration.md."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Carrier:
         retry_max_s: float,
         max_attempts: int,
         jitter: Callable[[float, float], float],
+        score_sample: float | None = 0.0,
     ) -> None:
         self._source = source
         self._mapper = mapper
@@ -40,6 +42,7 @@ class Carrier:
         self._retry_max_s = retry_max_s
         self._max_attempts = max_attempts
         self._jitter = jitter
+        self._score_sample = score_sample
 
     def measure(self, layout: Layout, chunk: pa.Table, profile: SinkProfile) -> pa.Table:
         """The chunk read and mapped, in the chunk's order. A row that is gone or changed since the comparison is left for the next one."""
@@ -72,6 +75,7 @@ class Carrier:
             retry_at=self._retry_at,
             max_attempts=self._max_attempts,
             shown=shown,
+            scorer=Scorer(sink, self._score_sample) if self._score_sample != 0 and isinstance(sink, Forecaster) else None,
         )
         conveyor.carry(batches(conveyor.stopping))
 

@@ -124,6 +124,29 @@ def history(runs: Sequence[Mapping[str, Any]]) -> History:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Values over time as one line: `points` are (x, y, words), `line` the same as the points of a polyline."""
+
+    points: Sequence[tuple[float, float, str]]
+    line: str
+    most: float
+    first: str
+    last: str
+
+
+def trend(values: Sequence[tuple[str, float]], word: str) -> Trend:
+    """Values with the day of each, oldest first, evenly apart and from zero upwards. `word`: what the value is, for who points at it."""
+    most = max((value for _, value in values), default=0.0)
+    step = WIDTH / max(len(values), 1)
+    points = [
+        (round(step * (place + 0.5), 2), round(HEIGHT - 3 - (HEIGHT - 8) * value / (most or 1.0), 2), f"{day}: {word} {100 * value:.1f} %")
+        for place, (day, value) in enumerate(values)
+    ]
+    first, last = (values[0][0], values[-1][0]) if values else ("", "")
+    return Trend(points, " ".join(f"{x},{y}" for x, y, _ in points), most, first, last)
+
+
 def _backlogs(runs: Sequence[Mapping[str, Any]]) -> list[int | None]:
     """What was left over after each run, over all benchmark files: a run knows its own file, so for the others the run before counts."""
     known: dict[object, int | None] = {run.get("source"): None for run in runs}

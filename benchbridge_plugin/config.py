@@ -100,6 +100,7 @@ class BridgeConfig:
     full_comparison_minutes: float = 60.0
     lease_s: float = 60.0
     share_work: bool = True
+    score_sample: float | None = None
     shutdown_timeout_s: float = 10.0
     bridge_api_key: str | None = None
     read_access: str = "key"
@@ -363,6 +364,7 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
     for key in ("default_sequence_length", "report_keep"):
         require(getattr(config, key) >= 1, key, "1 or more")
     require(config.batch_size is None or 1 <= config.batch_size <= 100_000, "batch_size", "1 to 100000")
+    require(config.score_sample is None or 0 <= config.score_sample <= 1, "score_sample", "0 (none) to 1 (all)")
     require(1 <= config.max_requests_in_flight <= 64, "max_requests_in_flight", "1 to 64")
     require(config.default_batch_size is None or config.default_batch_size >= 1, "default_batch_size", "1 or more")
     for key in (

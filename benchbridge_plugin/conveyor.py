@@ -23,6 +23,7 @@ from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Claim, Holder, Ledger
 from benchbridge_plugin.model import Fate, Outcome, Receipt
+from benchbridge_plugin.scoring import Scorer
 from benchbridge_plugin.settling import given_up
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.tally import Tally
@@ -59,6 +60,7 @@ class Conveyor:
         retry_at: Callable[[int, Outcome], float],
         max_attempts: int,
         shown: Shown,
+        scorer: Scorer | None = None,
     ) -> None:
         self._ledger = ledger
         self._holder = holder
@@ -69,6 +71,7 @@ class Conveyor:
         self._retry_at = retry_at
         self._max_attempts = max_attempts
         self._shown = shown
+        self._scorer = scorer
         self._stop = threading.Event()
         self._room = threading.Semaphore(1)  # one batch is claimed ahead, for what is claimed is in doubt after a crash
         self._ready: Queue[_Prepared | BaseException | None] = Queue()
@@ -141,6 +144,7 @@ class Conveyor:
         self._tally.refuse(prepared.refused)
         receipt = None
         if len(claim.batch):
+            forecast = self._scorer.begin(claim.batch) if self._scorer is not None else None
             try:
                 receipt = self._sink.send(claim.batch, stopping=self._beat.stopping)
             except BaseException as error:
@@ -153,13 +157,14 @@ class Conveyor:
                     book.submit(self._acknowledge, claim, whole).result()
                 raise
             receipt = self._give_up(receipt, claim.batch.column("attempts"))
-            self._unwritten.append((book.submit(self._acknowledge, claim, receipt), claim, receipt))
+            scored = self._scorer.end(forecast, claim.batch, receipt) if self._scorer is not None else None
+            self._unwritten.append((book.submit(self._acknowledge, claim, receipt, scored), claim, receipt))
         self._written(most=0 if receipt is not None and receipt.stop is not None else _UNWRITTEN)
         self._shown(book.submit)
         if receipt is not None and receipt.stop is not None:
             raise receipt.stop
 
-    def _acknowledge(self, claim: Claim, receipt: Receipt) -> None:
+    def _acknowledge(self, claim: Claim, receipt: Receipt, scored: pa.Table | None = None) -> None:
         attempts = claim.batch.column("attempts")
         self._ledger.deliveries.acknowledge(
             self._holder,
@@ -167,6 +172,7 @@ class Conveyor:
             claim,
             receipt,
             retry_at=lambda row, outcome: self._retry_at(attempts[row].as_py() + 1, outcome),
+            scored=scored,
         )
 
     def _written(self, *, most: int) -> None:

@@ -43,6 +43,18 @@ MEASUREMENT_FIELDS: Mapping[str, str] = {
     "metadata": "VARCHAR",  # JSON
     "idempotency_key": "VARCHAR",  # the key as UUID text
 }
+#: What a predictor is asked with: the configuration that was measured, and none of its figures.
+FORECAST_FIELDS = (
+    "model_name",
+    "model_family",
+    "hardware_platform",
+    "batch_size",
+    "sequence_length",
+    "precision",
+    "mode",
+    "measured_at",
+    "metadata",
+)
 BATCH_FIELDS: Mapping[str, str] = {
     "result_id": "VARCHAR",
     "content_hash": "BLOB",  # 16 bytes

@@ -252,6 +252,7 @@ def policy_of(config: BridgeConfig) -> Policy:
         lease_s=config.lease_s,
         compare_every_s=config.full_comparison_minutes * 60,
         share_work=config.share_work and config.ledger_on_a_server,
+        score_sample=config.score_sample,
     )
 
 

@@ -54,6 +54,7 @@ class Policy:
     settle_after_s: float = 5.0
     lease_s: float = 60.0
     compare_every_s: float = 3600.0  # scheduled runs in between look for new ids only
+    score_sample: float | None = 0.0  # the part of the results of which the API is asked for a prediction; None: see scoring.Scorer
     share_work: bool = False  # offer parts of a large run to the other processes that use the ledger, and carry parts of theirs
 
 
@@ -91,6 +92,7 @@ class SyncEngine:
             retry_max_s=policy.retry_max_s,
             max_attempts=policy.max_attempts,
             jitter=jitter,
+            score_sample=policy.score_sample,
         )
         self._helper = Helper(
             source,

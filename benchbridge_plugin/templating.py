@@ -19,7 +19,7 @@ def environment(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"number": _number, "when": _when, "words": _words, "lasting": _lasting}
+    made.filters |= {"number": _number, "when": _when, "words": _words, "lasting": _lasting, "percent": _percent}
     made.globals |= {"share": share}
     return made
 
@@ -31,6 +31,14 @@ def _number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _percent(share: float | None, signed: bool = False) -> str:
+    """A fraction as percent, to two digits and one at least."""
+    if share is None:
+        return ""
+    percent = 100 * share
+    return f"{percent:{'+' if signed else ''}.{1 if abs(percent) < 9.95 else 0}f} %"
 
 
 def _when(text: str | None) -> str:

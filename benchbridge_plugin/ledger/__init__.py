@@ -21,6 +21,7 @@ from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.meters import Meters
 from benchbridge_plugin.ledger.outbox import Outbox, Parcel
 from benchbridge_plugin.ledger.runs import Runs, Schedule
+from benchbridge_plugin.ledger.scores import Scores
 from benchbridge_plugin.ledger.shares import SHARE_SCHEMA, Ended, Share, Shares
 from benchbridge_plugin.ledger.steady import Steady
 from benchbridge_plugin.ledger.store import Store
@@ -49,6 +50,7 @@ __all__ = [
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
     `doubts`: the rows in doubt; `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `contents`: one result by itself;
+    `scores`: what was predicted of it;
     `whereabouts`: where the files were; `outbox`: events that a webhook has to be told of.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
@@ -76,6 +78,7 @@ class Ledger:
         self.doubts = Doubts(self._store, self.leases, now)
         self.shares = Shares(self._store, self.leases, now)
         self.contents = Contents(self._store)
+        self.scores = Scores(self._store)
         self.whereabouts = Whereabouts(self._store)
 
     @property

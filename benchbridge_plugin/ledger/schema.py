@@ -257,6 +257,39 @@ outbox = Table(
 )
 
 
+# What was predicted of delivered results, one Arrow stream for each acknowledged batch, and how far the predictions were off: counts (see accuracy.py).
+scores = Table(
+    "scores",
+    metadata,
+    Column("score_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("run_id", Integer, nullable=False),
+    Column("results", Integer, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("scored_at", Double, nullable=False),
+    Index("ix_scores_run", "source_id", "run_id"),
+)
+forecast_errors = Table(
+    "forecast_errors",
+    metadata,
+    Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970 UTC
+    Column("version", Text, primary_key=True),
+    Column("predictor", Text, primary_key=True),
+    Column("figure", Text, primary_key=True),
+    Column("family", Text, primary_key=True),
+    Column("hardware", Text, primary_key=True),
+    Column("model_seen", SmallInteger, primary_key=True, autoincrement=False),
+    Column("hardware_seen", SmallInteger, primary_key=True, autoincrement=False),
+    Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
+    Column("results", BigInteger, nullable=False),
+    Column("log_ratio", Double, nullable=False),
+    Column("bounded", BigInteger, nullable=False),
+    Column("inside", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+
 def _create(connection: Connection) -> None:
     metadata.create_all(connection, checkfirst=False)  # a table of that name in an unversioned database is not ours
     states = " ".join(f"WHEN {int(state)} THEN '{name}'" for state, name in STATE_NAMES.items())
@@ -316,6 +349,11 @@ def _add_meters(connection: Connection) -> None:
         begin(connection)
 
 
+def _add_scores(connection: Connection) -> None:
+    for table in (scores, forecast_errors):
+        table.create(connection, checkfirst=True)
+
+
 #: Step n brings a ledger from version n to version n + 1; version 0 is an empty database. Steps are only ever appended.
-UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims, _add_shares, _count_by_subject, _add_meters)
+UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims, _add_shares, _count_by_subject, _add_meters, _add_scores)
 VERSION = len(UPGRADES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -55,3 +55,17 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Let go of connections. May be repeated."""
+
+
+@runtime_checkable
+class Forecaster(Protocol):
+    """A sink whose API may have a predictor."""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether no network lies in between."""
+
+    def forecast(self, batch: pa.Table) -> pa.Table | None:
+        """What the API predicts for these rows (model.BATCH_FIELDS) before it is shown their figures: accuracy.FORECAST's values, `predictor_version`,
+        `model_seen` and `hardware_seen`, in order. None: it cannot, or does not answer. May raise anything that the host's code raises.
+        """

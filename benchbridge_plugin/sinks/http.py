@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
 
 from benchbridge_plugin.errors import SinkError
-from benchbridge_plugin.model import Answer, Doubt, Outcome, Receipt, Settlement, SinkProfile
+from benchbridge_plugin.model import FORECAST_FIELDS, Answer, Doubt, Outcome, Receipt, Settlement, SinkProfile
 from benchbridge_plugin.sinks import bulk, singly
 from benchbridge_plugin.sinks.base import Taken, nothing_taken
 from benchbridge_plugin.sinks.bulk import Bulk
@@ -108,6 +109,23 @@ class HttpSink:
         if "bulk" in self._capabilities:
             return self._bulk.send(batch, stopping, with_extras=with_extras)
         return self._singly.send(self._payloads.rows(batch, with_extras=with_extras), stopping)
+
+    @property
+    def is_near(self) -> bool:
+        return self._exchange.is_near
+
+    def forecast(self, batch: pa.Table) -> pa.Table | None:
+        if "predict_bulk" not in self._capabilities:
+            return None
+        predictions: list[Any] = []
+        for start in range(0, len(batch), bulk.PART_ROWS):
+            asked = self._payloads.rows(batch.slice(start, bulk.PART_ROWS), with_extras="measured_at" in self._capabilities)
+            body = {"measurements": [{name: row[name] for name in FORECAST_FIELDS if name in row} for row in asked]}
+            answer = self._exchange.call("POST", f"{API}/predict-measurements", json_body=body)
+            if not isinstance(answer, Reply) or answer.status != 200 or not isinstance(answer.data, Mapping):
+                raise unusable(self.name, answer)
+            predictions += answer.data.get("predictions") or []
+        return pa.Table.from_pylist(predictions)
 
     # -- settling and listing -----------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from benchbridge_plugin.model import (
     CONTRACT_HARDWARE,
     CONTRACT_MODES,
     CONTRACT_PRECISIONS,
+    FORECAST_FIELDS,
     MEASUREMENT_FIELDS,
     Answer,
     Doubt,
@@ -109,6 +110,14 @@ class ServiceSink:
                 unclear = f"The service answered with the unknown status {status!r}."[:500]
                 exceptions[row] = Outcome(Fate.IN_DOUBT, "service_answer", unclear)
         return Receipt(ids, exceptions)
+
+    @property
+    def is_near(self) -> bool:
+        return True
+
+    def forecast(self, batch: pa.Table) -> pa.Table | None:
+        predict: Callable[[pa.Table], pa.Table] | None = getattr(self._service, "predict_measurements", None)
+        return None if predict is None else predict(batch.select(list(FORECAST_FIELDS)))
 
     def settle(self, doubts: Sequence[Doubt], *, taken: Taken = nothing_taken) -> list[Settlement]:
         try:

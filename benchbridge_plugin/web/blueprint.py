@@ -113,6 +113,12 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         )
         return Response(rendered, headers=headers, content_type=reports.FORMATS[kind])
 
+    @routes.get("/accuracy")
+    def accuracy() -> ResponseReturnValue:
+        given = query(request, {"days": int, "source": str})
+        within(given, "days", 0, 36_500)
+        return jsonify(bridge.accuracy(days=given.get("days", 0), source=source_of(given, bridge.source_names())))
+
     @routes.get("/results")
     def results() -> ResponseReturnValue:
         given = query(request, {"state": str, "model": str, "hardware": str, "limit": int, "cursor": str, "source": str, "format": str})

@@ -144,6 +144,10 @@ def create_pages(
     def run(run_id: int) -> ResponseReturnValue:
         return pages.run(common(), run_id)
 
+    @routes.get("/view/predictions")
+    def predictions() -> ResponseReturnValue:
+        return pages.predictions(common())
+
     @routes.get("/view/tables/<name>")
     def table(name: str) -> ResponseReturnValue:
         if (match := _TABLE.fullmatch(name)) is None:

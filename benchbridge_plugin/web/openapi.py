@@ -72,6 +72,13 @@ def document() -> dict[str, Any]:
                 },
             )
         },
+        "/accuracy": {
+            "get": _route(
+                "How far predictions were off on results that the predictor had not been shown; errors are fractions of what was measured",
+                query={"days": {"type": "integer", "minimum": 0, "maximum": 36_500}, "source": _SOURCE},
+                answers={200: _OBJECT, 422: problem},
+            )
+        },
         "/results": {
             "get": _route(
                 "Single results with their place and reason",

@@ -9,9 +9,10 @@ from urllib.parse import urlencode
 from flask import Response, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
+from benchbridge_plugin.accuracy import FIGURES, PREDICTORS
 from benchbridge_plugin.as_json import result_as_json
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
-from benchbridge_plugin.charts import accounting_bar, cell_level, history
+from benchbridge_plugin.charts import accounting_bar, cell_level, history, trend
 from benchbridge_plugin.model import ACCOUNTED, STATE_NAMES
 from benchbridge_plugin.web import export
 from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, within
@@ -26,6 +27,7 @@ _RESULTS_SHOWN = 50
 _RUNS_SHOWN = 50
 _RUNS_DRAWN = 60
 _FILES_SHOWN = 100
+_PREDICTORS = {"predicted": "the predictor", "nearest": "the nearest measured configuration", "roofline": "a roofline of the hardware"}
 _NAMED = {name: state for state, name in STATE_NAMES.items()}
 _TABLES: Mapping[str, Sequence[str]] = {
     "accounting": ("state", "results"),
@@ -172,6 +174,28 @@ class Pages:
             )
         return page("run.html", **common, **self._sources(found.get("source")), run=found)
 
+    def predictions(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        source = source_of(query(request, {"source": str}), self._bridge.source_names())
+        found = self._bridge.accuracy(source=source)
+        own = {name: [group for group in groups if group["figure"] == "throughput"] for name, groups in found.items()}
+
+        def most(name: str, dimension: str) -> list[tuple[str, Mapping[str, Any]]]:
+            return [(group[dimension], group) for group in sorted(own[name], key=lambda group: -group["results"])[:_MODELS_SHOWN]]
+
+        days = [(group["day"], group["median_error"]) for group in own["by_day"] if group["median_error"] is not None]
+        return page(
+            "predictions.html",
+            **common,
+            **self._sources(source),
+            overall=sorted(found["overall"], key=lambda group: (FIGURES.index(group["figure"]), PREDICTORS.index(group["predictor"]))),
+            names=_PREDICTORS,
+            unanswered=sum(group["unanswered"] for group in found["overall"]),
+            seen=[(_seen(group), group) for group in reversed(own["by_seen"])],
+            trend=trend(days[-_RUNS_DRAWN:], "half within"),
+            hardware=most("by_hardware", "hardware"),
+            family=most("by_family", "family"),
+        )
+
     # -- tables for other programs ------------------------------------------------------------------------------------------------------
 
     def table(self, name: str, kind: str) -> Response:
@@ -205,6 +229,12 @@ class Pages:
     def _files(self) -> list[dict[str, Any]]:
         told = self._bridge.files()
         return [{**said, **{name: said["accounting"][name] for name in ("total", *ACCOUNTED)}} for said in told]
+
+
+def _seen(group: Mapping[str, Any]) -> str:
+    """What of model and hardware the predictor had measurements of."""
+    names = [name for name in ("model", "hardware") if group[f"{name}_seen"]]
+    return " and ".join(names) if names else "neither model nor hardware"
 
 
 def table_names() -> Sequence[str]:

@@ -18,7 +18,7 @@ from benchbridge_plugin.web.drawing import POLICY
 from .conftest import KEY, RESULTS, Client, Host, MakeHost
 from .test_session import HTML, signed_in, token_of
 
-PAGES = ("/", "/view/coverage", "/view/refusals", "/view/results", "/view/result?id=1", "/view/runs", "/view/runs/1")
+PAGES = ("/", "/view/coverage", "/view/refusals", "/view/results", "/view/result?id=1", "/view/runs", "/view/runs/1", "/view/predictions")
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 

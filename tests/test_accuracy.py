@@ -1,0 +1,103 @@
+"""Errors are kept as counts that add up, and what is read from them is what the errors were."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchbridge_plugin.accuracy import FIGURES, FORECAST, UNANSWERED, Errors, count, summarise
+
+
+def scored(*pairs: tuple[float | None, float | None], **more: list[float | None]) -> pa.Table:
+    """Results with (measured, predicted) throughput, and nothing said of the rest."""
+    rows = len(pairs)
+    columns: dict[str, pa.Array] = {name: pa.nulls(rows, pa.float32()) for name in FORECAST}
+    columns |= {f"measured_{figure}": pa.nulls(rows, pa.float64()) for figure in FIGURES}
+    columns["measured_throughput"] = pa.array([measured for measured, _ in pairs], pa.float64())
+    columns["predicted_throughput"] = pa.array([predicted for _, predicted in pairs], pa.float32())
+    columns |= {name: pa.array(values, pa.float32()) for name, values in more.items()}
+    texts = {"version": "1", "family": "bert", "hardware": "cuda"}
+    columns |= {name: pa.array([text] * rows) for name, text in texts.items()}
+    columns |= {name: pa.array([1] * rows, pa.int16()) for name in ("model_seen", "hardware_seen")}
+    return pa.table(columns)
+
+
+def errors_of(table: pa.Table, predictor: str = "predicted") -> Errors:
+    errors = Errors()
+    for row in count(table).to_pylist():
+        if (row["predictor"], row["figure"]) == (predictor, "throughput"):
+            errors.add(row["bucket"], row["results"], row["log_ratio"], row["bounded"], row["inside"])
+    return errors
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=200))
+def test_a_quantile_of_the_counts_is_that_of_the_errors_within_five_percent(ratios: list[float]) -> None:
+    """Predictions that were off by any factor."""
+    errors = errors_of(scored(*((100.0, 100.0 * ratio) for ratio in ratios)))
+    exact = sorted(max(abs(ratio - 1.0), 1e-4) for ratio in ratios)
+    for share in (0.5, 0.9, 1.0):
+        at = exact[max(math.ceil(share * len(exact)) - 1, 0)]
+        found = errors.quantile(share)
+        assert found is not None
+        assert at / 1.06 <= found <= at * 1.06
+
+
+def test_the_bias_is_the_geometric_mean() -> None:
+    """Twice as much and half as much cancel."""
+    assert errors_of(scored((10.0, 20.0), (10.0, 5.0))).as_dict()["bias"] == pytest.approx(0.0, abs=1e-6)
+    said = errors_of(scored((10.0, 11.0), (20.0, 22.0), (10.0, 12.1))).as_dict()
+    assert said["bias"] == pytest.approx(statistics.geometric_mean([1.1, 1.1, 1.21]) - 1, rel=1e-5)
+
+
+def test_figures_that_were_not_measured_are_not_counted() -> None:
+    """Neither null nor zero nor infinity is something to be off from."""
+    errors = errors_of(scored((None, 5.0), (0.0, 5.0), (math.inf, 5.0), (math.nan, 5.0), (10.0, 5.0)))
+    assert (errors.predicted, errors.buckets.get(UNANSWERED)) == (1, None)
+
+
+def test_no_answer_is_counted_as_such() -> None:
+    """A predictor that says nothing where it is hard must not look better for it."""
+    said = errors_of(scored((10.0, None), (10.0, math.nan), (10.0, -1.0), (10.0, 10.0))).as_dict()
+    assert (said["results"], said["unanswered"], said["median_error"] < 0.0002) == (1, 3, True)
+    assert Errors().as_dict() == {
+        "results": 0,
+        "unanswered": 0,
+        "median_error": None,
+        "p90_error": None,
+        "bias": None,
+        "interval_held": None,
+    }
+
+
+def test_how_often_an_interval_held() -> None:
+    """Of the predictions that had one."""
+    table = scored(
+        *[(10.0, 10.0)] * 4,
+        predicted_throughput_lo=[9.0, 10.5, 9.0, None],
+        predicted_throughput_hi=[11.0, 11.0, 10.0, None],
+    )
+    assert errors_of(table).as_dict()["interval_held"] == pytest.approx(2 / 3)
+
+
+def test_baselines_are_counted_where_they_say_something() -> None:
+    """Beside the predictor's own, for the same results."""
+    table = scored((10.0, 11.0), (10.0, 11.0), nearest_throughput=[20.0, None])
+    assert [errors_of(table, name).predicted for name in ("predicted", "nearest", "roofline")] == [2, 1, 0]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10.0), st.floats(0.1, 10.0)), min_size=2, max_size=40), st.integers(1, 39))
+def test_counts_of_parts_add_up_to_those_of_the_whole(pairs: list[tuple[float, float]], at: int) -> None:
+    """Batches, days and sources may be put together."""
+    whole = summarise(count(scored(*pairs)).to_pylist(), "figure", "predictor")
+    parts = [part for part in (pairs[:at], pairs[at:]) if part]
+    rows = [row for part in parts for row in count(scored(*part)).to_pylist()]
+    for one, other in zip(whole, summarise(rows, "figure", "predictor"), strict=True):
+        assert {name: value for name, value in other.items() if name != "bias"} == {
+            name: value for name, value in one.items() if name != "bias"
+        }
+        assert other["bias"] == pytest.approx(one["bias"], abs=1e-9)
