@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from benchbridge_plugin.accuracy import FIGURES
 from benchbridge_plugin.as_json import iso
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.ledger import Content, Ledger
@@ -83,7 +84,10 @@ def tell(
         row, roles, measured = _wait(reading, FILE_PATIENCE_S, "The benchmark file")
     except BridgeError as error:
         problem = f"{error.message} {error.guidance}".strip()
-    story = Story(name, result_id, [_as_json(content) for content in contents], problem=problem)
+    told = [
+        {**_as_json(content), "forecast": _forecast(ledger.scores.of(source_id, result_id, content.content_hash))} for content in contents
+    ]
+    story = Story(name, result_id, told, problem=problem)
     if row is not None and measured is not None:
         story = Story(
             name,
@@ -208,6 +212,33 @@ def _agrees(content: Content, answer: Answer, measurement_id: str | None) -> boo
 
 
 # -- telling --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _forecast(kept: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What was predicted of the result before it was delivered, figure by figure; `error` is a fraction of what was measured. None: nothing was."""
+    if kept is None:
+        return None
+    figures = []
+    for figure in FIGURES:
+        predicted, measured = kept[f"predicted_{figure}"], kept[f"measured_{figure}"]
+        low, high = kept[f"predicted_{figure}_lo"], kept[f"predicted_{figure}_hi"]
+        error = predicted / measured - 1 if predicted is not None and measured else None
+        said = {
+            "figure": figure,
+            "unit": _UNITS[figure],
+            "predicted": predicted,
+            "low": low,
+            "high": high,
+            "measured": measured,
+            "error": error,
+        }
+        figures.append(said)
+    return {
+        "version": kept["version"],
+        "model_seen": bool(kept["model_seen"]),
+        "hardware_seen": bool(kept["hardware_seen"]),
+        "figures": figures,
+    }
 
 
 def _as_json(content: Content) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from unified_server.predictive.service import PredictivePerformance
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge, story
+from benchbridge_plugin.bridge import HostServices
 from benchbridge_plugin.errors import SinkUnreachable
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.story import Field, Story
@@ -150,3 +153,22 @@ def test_a_result_that_failed_for_now_is_not_at_the_sink(database: BenchmarkData
         assert told.contents[0]["state"] == "retrying"
         assert told.contents[0]["reason_code"]
         assert [(said["answer"], said["agrees"]) for said in told.sink_says] == [("absent", True)]
+
+
+def test_what_had_been_predicted_is_told_beside_what_was_measured(tmp_path: Path, database: BenchmarkDatabase) -> None:
+    """Figure by figure; of a result that was not scored there is nothing."""
+    number = database.insert()
+
+    class Predicting(PredictivePerformance):
+        def predict_measurements(self, asked: pa.Table) -> pa.Table:
+            return pa.table({"throughput": [50.0] * len(asked), "throughput_lo": [40.0] * len(asked), "throughput_hi": [60.0] * len(asked)})
+
+    service = Predicting(str(tmp_path / "predictive.duckdb"))
+    host = HostServices(services=lambda: {"predictive_performance": service})
+    with BenchmarkPredictivePerformanceBridge(str(database.path), host=host, sync_days_lookback=0) as bridge:
+        bridge.sync_recent_results()
+        forecast = bridge.story(str(number)).contents[0]["forecast"]
+        said = {figure["figure"]: figure for figure in forecast["figures"]}
+        assert (said["throughput"]["predicted"], said["throughput"]["low"], said["latency"]["predicted"]) == (50.0, 40.0, None)
+        assert said["throughput"]["error"] == pytest.approx(50.0 / said["throughput"]["measured"] - 1)
+    service.close()

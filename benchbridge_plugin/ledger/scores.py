@@ -35,6 +35,7 @@ _VIEWS: Mapping[str, Sequence[str]] = {
     "by_day": ("day",),
 }
 _EPOCH = date(1970, 1, 1).toordinal()
+_IDENTITY_ONLY = pa.ipc.IpcReadOptions(included_fields=[0, 1])  # result_id, content_hash: a large batch is not unpacked to look for one row
 _ONLY_COUNTED = ("family", "hardware")
 
 
@@ -96,11 +97,10 @@ class Scores:
         )
         with self._store.reading() as connection:
             for payload in connection.execute(batches).scalars():
-                kept = pa.ipc.open_stream(payload).read_all()
+                kept = pa.ipc.open_stream(payload, options=_IDENTITY_ONLY).read_all()
                 mine = pc.and_(
                     pc.equal(kept.column("result_id"), result_id), pc.equal(kept.column("content_hash").cast(pa.binary()), content_hash)
                 )
-                found = kept.filter(mine).to_pylist()
-                if found:
-                    return dict(found[0])
+                for row in pc.indices_nonzero(pc.fill_null(mine, False)).to_pylist():
+                    return dict(pa.ipc.open_stream(payload).read_all().slice(row, 1).to_pylist()[0])
         return None

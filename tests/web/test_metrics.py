@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchbridge_plugin.ledger import Ledger, schema
+from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.model import RunSummary, SyncRequest
 from tests.conftest import LEASE_S, Book, Clock
 from tests.kit.base_contract import BaseContractServer, Fault
