@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, cast, func, select
 
 from benchbridge_plugin import accuracy
 from benchbridge_plugin.ledger.schema import deliveries, forecast_errors, scores
@@ -62,7 +62,8 @@ class Scores:
     def errors(self, source_ids: Sequence[int], *names: str, since_day: int = 0) -> list[Mapping[Any, Any]]:
         """The counts of all errors since that day (1970 UTC is 0) as accuracy.summarise takes them: by `names` and `bucket`."""
         columns = [forecast_errors.c[name] for name in names]
-        sums = [func.sum(forecast_errors.c[name]).label(name) for name in _SUMS]
+        # As the type it had: PostgreSQL makes decimal numbers of sums.
+        sums = [cast(func.sum(forecast_errors.c[name]), forecast_errors.c[name].type).label(name) for name in _SUMS]
         statement = (
             select(*columns, forecast_errors.c.bucket, *sums)
             .where(forecast_errors.c.source_id.in_(source_ids), forecast_errors.c.day >= since_day)
