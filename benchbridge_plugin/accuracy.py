@@ -22,20 +22,34 @@ import pyarrow.compute as pc
 FIGURES = ("throughput", "latency", "memory_usage")
 #: Whose predictions are compared: the predictor's own, and those of baselines that a server adds for the comparison.
 PREDICTORS = ("predicted", "nearest", "roofline")
-#: The bucket of figures that were measured and for which there was no prediction.
-UNANSWERED = 9_999
-#: What counts are kept apart by.
-DIMENSIONS = ("version", "predictor", "figure", "family", "hardware", "model_seen", "hardware_seen")
-
 #: Column of a scored result -> column of what a predictive API answers. What it leaves out is null.
 FORECAST: Mapping[str, str] = {
     **{f"predicted_{figure}{end}": f"{figure}{end}" for figure in FIGURES for end in ("", "_lo", "_hi")},
     **{f"{baseline}_{figure}": f"{baseline}_{figure}" for baseline in PREDICTORS[1:] for figure in FIGURES},
 }
+#: All that an API may answer of a row.
+FORECAST_ANSWER = (*FORECAST.values(), "predictor_version", "model_seen", "hardware_seen")
+#: By what the predictor's own errors are counted beside all together; the column of a scored result that says it.
+VIEWS: Mapping[str, str] = {"seen": "seen", "family": "family", "hardware": "hardware", "version": "version"}
+#: The view of all together.
+OVERALL = "overall"
+#: The bucket of figures that were measured and for which there was no prediction.
+UNANSWERED = 9_999
 
 _STEP = math.log(1.05)
 _LEAST = 1e-4
 _MOST = 1e6
+_WILDEST = math.log(_MOST)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Group:
+    """What errors are counted together: those of a figure and a predictor, seen from one side. `label` is one of the things the view tells apart."""
+
+    view: str
+    label: str
+    figure: str
+    predictor: str
 
 
 @dataclass(slots=True)
@@ -47,11 +61,12 @@ class Errors:
     bounded: int = 0
     inside: int = 0
 
-    def add(self, bucket: int, results: int, log_ratio: float, bounded: int, inside: int) -> None:
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + results
-        self.log_ratio += log_ratio
-        self.bounded += bounded
-        self.inside += inside
+    def add(self, other: Errors) -> None:
+        for bucket, count in other.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
+        self.log_ratio += other.log_ratio
+        self.bounded += other.bounded
+        self.inside += other.inside
 
     @property
     def predicted(self) -> int:
@@ -80,64 +95,68 @@ class Errors:
         }
 
 
-def count(scored: pa.Table) -> pa.Table:
-    """The counts of scored results: DIMENSIONS, `bucket`, `results`, `log_ratio`, `bounded`, `inside`, one row for each group and bucket.
+def count(scored: pa.Table) -> dict[Group, Errors]:
+    """The errors of scored results, by group.
 
     `scored`: for each figure `measured_<figure>`, and of each predictor `<predictor>_<figure>`, of the own one `_lo` and `_hi` as well (null: none), with
-    `version`, `family`, `hardware`, `model_seen` and `hardware_seen`. A figure that was not measured, or is not above zero, is not counted; a
-    baseline that said nothing is not either.
+    the columns of VIEWS as texts. A figure that was not measured, or is not above zero, is not counted; a baseline that said nothing is not either.
     """
-    parts: list[pa.Table] = []
+    found: dict[Group, Errors] = {}
     for figure in FIGURES:
-        measured = scored.column(f"measured_{figure}")
         for predictor in PREDICTORS:
-            name = f"{predictor}_{figure}"
-            if name in scored.column_names:
-                parts.append(_counted(scored, figure, predictor, measured, scored.column(name)))
-    return pa.concat_tables(parts)
+            rows = _compared(scored, figure, predictor)
+            if not len(rows):
+                continue
+            found[Group(OVERALL, "", figure, predictor)] = next(iter(_grouped(rows, None).values()))
+            for view, column in VIEWS.items() if predictor == "predicted" else ():
+                found |= {Group(view, label, figure, predictor): errors for label, errors in _grouped(rows, column).items()}
+    return found
 
 
-def _counted(scored: pa.Table, figure: str, predictor: str, measured: pa.ChunkedArray, said: pa.ChunkedArray) -> pa.Table:
-    rows = len(scored)
-    usable = pc.fill_null(pc.and_(pc.greater(measured, 0.0), pc.is_finite(measured)), False)
-    answered = pc.fill_null(pc.and_(pc.greater(said, 0.0), pc.is_finite(said)), False)
+def _compared(scored: pa.Table, figure: str, predictor: str) -> pa.Table:
+    """One row for each comparison: `bucket`, `log_ratio`, `bounded`, `inside`, and the columns of VIEWS."""
+    measured, said = scored.column(f"measured_{figure}"), scored.column(f"{predictor}_{figure}").cast(pa.float64())
+    usable, answered = _is_positive(measured), _is_positive(said)
     if predictor != "predicted":
         usable = pc.and_(usable, answered)
-    ratio = pc.if_else(pc.and_(usable, answered), pc.divide(said, pc.if_else(usable, measured, 1.0)), 1.0)
+    both = pc.and_(usable, answered)
+    ratio = pc.divide(pc.if_else(both, said, 1.0), pc.if_else(both, measured, 1.0))
     error = pc.min_element_wise(pc.max_element_wise(pc.abs(pc.subtract(ratio, 1.0)), _LEAST), _MOST)
-    bucket = pc.if_else(answered, pc.floor(pc.divide(pc.ln(error), _STEP)).cast(pa.int64()), UNANSWERED)
+    log_ratio = pc.max_element_wise(pc.min_element_wise(pc.ln(ratio), _WILDEST), -_WILDEST)
+    bounded = inside = pc.and_(both, False)
     if predictor == "predicted":
         low, high = scored.column(f"{predictor}_{figure}_lo"), scored.column(f"{predictor}_{figure}_hi")
-        bounded = pc.and_(answered, pc.and_(pc.is_valid(low), pc.is_valid(high)))
+        bounded = pc.and_(both, pc.and_(pc.is_valid(low), pc.is_valid(high)))
         inside = pc.and_(bounded, pc.fill_null(pc.and_(pc.less_equal(low, measured), pc.less_equal(measured, high)), False))
-    else:
-        bounded = inside = pa.chunked_array([pa.repeat(pa.scalar(False), rows)])
     columns = {
-        "version": scored.column("version"),
-        "predictor": pa.repeat(predictor, rows),
-        "figure": pa.repeat(figure, rows),
-        **{name: scored.column(name) for name in ("family", "hardware", "model_seen", "hardware_seen")},
-        "bucket": bucket,
-        "log_ratio": pc.ln(ratio),
+        **{name: scored.column(name) for name in VIEWS.values()},
+        "bucket": pc.if_else(answered, pc.floor(pc.divide(pc.ln(error), _STEP)).cast(pa.int64()), UNANSWERED),
+        "log_ratio": log_ratio,
         "bounded": bounded.cast(pa.int64()),
         "inside": inside.cast(pa.int64()),
     }
-    keys = [*DIMENSIONS, "bucket"]
-    grouped = (
-        pa.table(columns)
-        .filter(usable)
-        .group_by(keys)
-        .aggregate([([], "count_all"), ("log_ratio", "sum"), ("bounded", "sum"), ("inside", "sum")])
-    )
-    return grouped.select([*keys, "count_all", "log_ratio_sum", "bounded_sum", "inside_sum"]).rename_columns(
-        [*keys, "results", "log_ratio", "bounded", "inside"]
-    )
+    return pa.table(columns).filter(usable)
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
-    """The groups of counted rows by `names`, each with its figures (see Errors.as_dict), in the order of the names."""
-    groups: dict[tuple[Any, ...], Errors] = {}
-    for row in rows:
-        errors = groups.setdefault(tuple(row[name] for name in names), Errors())
-        errors.add(row["bucket"], row["results"], row["log_ratio"], row["bounded"], row["inside"])
-    return [{**dict(zip(names, group, strict=True)), **groups[group].as_dict()} for group in sorted(groups)]
+def _is_positive(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.fill_null(pc.and_(pc.greater(values, 0.0), pc.is_finite(values)), False)
+
+
+def _grouped(rows: pa.Table, column: str | None) -> dict[str, Errors]:
+    """The errors of compared rows, by the texts of a column; all of them under "" without one."""
+    keys = ["bucket"] if column is None else [column, "bucket"]
+    sums = rows.group_by(keys).aggregate([([], "count_all"), ("log_ratio", "sum"), ("bounded", "sum"), ("inside", "sum")])
+    found: dict[str, Errors] = {}
+    for row in sums.to_pylist():
+        label = "" if column is None else row[column]
+        errors = Errors({row["bucket"]: row["count_all"]}, row["log_ratio_sum"], row["bounded_sum"], row["inside_sum"])
+        found.setdefault(label, Errors()).add(errors)
+    return found
+
+
+def summed(counted: Iterable[tuple[Group, Errors]]) -> dict[Group, Errors]:
+    """The same groups put together."""
+    sums: dict[Group, Errors] = {}
+    for group, errors in counted:
+        sums.setdefault(group, Errors()).add(errors)
+    return sums

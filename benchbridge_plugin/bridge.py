@@ -284,7 +284,7 @@ class BenchmarkPredictivePerformanceBridge:
         return roster.ledger.scores.report([feed.source_id for feed in roster.feeds], since_day=since_day)
 
     def story(self, result_id: str, *, source: str | None = None) -> Story:
-        """Everything that is known of one result, within about 2 s. Over several files `source` names the one, else the first that has it."""
+        """Everything that is known of one result, within about 3 s. Over several files `source` names the one, else the first that has it."""
         roster = self._roster(source)
         if not roster.feeds:
             return Story(source or "", result_id, ())

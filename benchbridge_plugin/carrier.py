@@ -75,9 +75,15 @@ class Carrier:
             retry_at=self._retry_at,
             max_attempts=self._max_attempts,
             shown=shown,
-            scorer=Scorer(sink, self._score_sample) if self._score_sample != 0 and isinstance(sink, Forecaster) else None,
+            scorer=self._scorer(sink, holder, beat),
         )
         conveyor.carry(batches(conveyor.stopping))
+
+    def _scorer(self, sink: Sink, holder: Holder, beat: Heartbeat) -> Scorer | None:
+        """An answer must not take so long that the lease is lost meanwhile."""
+        if self._score_sample == 0 or not isinstance(sink, Forecaster):
+            return None
+        return Scorer(sink, self._score_sample, patience_s=holder.duration_s / 4, stopping=beat.stopping)
 
     def _retry_at(self, attempts: int, outcome: Outcome) -> float:
         """Exponential back-off with full jitter in its upper half; never earlier than the server asked for."""

@@ -23,7 +23,7 @@ from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Claim, Holder, Ledger
 from benchbridge_plugin.model import Fate, Outcome, Receipt
-from benchbridge_plugin.scoring import Scorer
+from benchbridge_plugin.scoring import Forecast, Scored, Scorer
 from benchbridge_plugin.settling import given_up
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.tally import Tally
@@ -141,10 +141,10 @@ class Conveyor:
 
     def _send(self, prepared: _Prepared, book: ThreadPoolExecutor) -> None:
         claim = prepared.claim
+        forecast = self._forecast(prepared)
         self._tally.refuse(prepared.refused)
         receipt = None
         if len(claim.batch):
-            forecast = self._scorer.begin(claim.batch) if self._scorer is not None else None
             try:
                 receipt = self._sink.send(claim.batch, stopping=self._beat.stopping)
             except BaseException as error:
@@ -164,7 +164,16 @@ class Conveyor:
         if receipt is not None and receipt.stop is not None:
             raise receipt.stop
 
-    def _acknowledge(self, claim: Claim, receipt: Receipt, scored: pa.Table | None = None) -> None:
+    def _forecast(self, prepared: _Prepared) -> Forecast | None:
+        if self._scorer is None or not len(prepared.claim.batch):
+            return None
+        try:
+            return self._scorer.begin(prepared.claim.batch)
+        except BaseException:
+            self._ready.put(prepared)  # an interrupt: not a byte of it has left, so it is given back
+            raise
+
+    def _acknowledge(self, claim: Claim, receipt: Receipt, scored: Scored | None = None) -> None:
         attempts = claim.batch.column("attempts")
         self._ledger.deliveries.acknowledge(
             self._holder,
@@ -172,7 +181,7 @@ class Conveyor:
             claim,
             receipt,
             retry_at=lambda row, outcome: self._retry_at(attempts[row].as_py() + 1, outcome),
-            scored=scored,
+            scored=None if scored is None else (scored.results, scored.errors),
         )
 
     def _written(self, *, most: int) -> None:

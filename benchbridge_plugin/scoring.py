@@ -1,112 +1,176 @@
 """Every new result is a test of the predictor: it is asked just before the result is recorded, and what it said is kept beside what was measured.
 
-Delivery comes first. The predictor is asked for a random part of each batch, as large as a tenth of the time of delivery allows; when it fails, the
-batch goes on without. What it said is written by the transaction that acknowledges the batch, so each result is scored once or not at all.
+Delivery comes first. The predictor is asked for a random part of each batch, as large as a tenth of the time of delivery allows; one that fails, or does
+not answer in time, is left alone. What it said is written by the transaction that acknowledges the batch, so each result is scored once or not at all.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchbridge_plugin import accuracy
 from benchbridge_plugin.accuracy import FIGURES, FORECAST
-from benchbridge_plugin.model import Receipt
+from benchbridge_plugin.model import FORECAST_FIELDS, Receipt
 from benchbridge_plugin.sinks.base import Forecaster
 
 _logger = logging.getLogger(__name__)
 
 _SHARE_OF_TIME = 0.1
 _SHARE_OVER_HTTP = 0.1
-_AT_LEAST = 200  # rows of a batch, whatever that takes: a small cycle is scored whole
-_FIRST = 2_000  # rows, as long as nothing is known of how long either takes
+_AT_LEAST = 200  # rows of a batch that a sample has
+_FIRST = 20  # rows, as long as nothing is known of how long they take; then up to ten times as many as the last time
+_GROWTH = 10
+_ALLOWANCE_S = 0.25  # of a run, whatever it delivers: so a small cycle is scored whole
+_PATIENCE_S = 5.0
+_LOOK_S = 0.05  # between two looks at whether to stop, while the predictor is asked
+_LONGEST_TEXT = 100  # characters of a version or a family
+_MOST_VERSIONS = 16  # of a batch; a predictor that names one for each row names none
 _FLOATS = pa.float32()
+_IDENTITY = ("result_id", "content_hash")
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What was predicted of some rows of a batch: `rows` are their places in it, in order."""
+    """What was predicted of some rows of a batch: `rows` are their places in it."""
 
     rows: pa.Array
     said: pa.Table
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Delivered results with what was predicted of them, and how far that was off. `results` begins with result_id and content_hash."""
+
+    results: pa.Table
+    errors: Mapping[accuracy.Group, accuracy.Errors]
+
+
 class Scorer:
     """Asks one sink. `sample`: the part of the results that is asked for; None: all in the same process, a tenth over HTTP; 0: none.
 
-    For one run; `begin` and `end` are called in turns.
+    `patience_s`: how long one answer may take. For one run; `begin` and `end` are called in turns, and neither raises what a predictor causes.
     """
 
-    def __init__(self, sink: Forecaster, sample: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        sink: Forecaster,
+        sample: float | None,
+        *,
+        patience_s: float = _PATIENCE_S,
+        stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sink = sink
         self._share = sample if sample is not None else 1.0 if sink.is_near else _SHARE_OVER_HTTP
+        self._patience_s = min(patience_s, _PATIENCE_S)
+        self._stopping = stopping
         self._clock = clock
-        self._asking_s = self._sending_s = 0.0
-        self._asked = self._sent = 0
+        self._left_s = _ALLOWANCE_S  # of the time that asking may take
+        self._rate = 0.0  # rows a second, of the last answer
+        self._most = _FIRST
         self._began = 0.0
 
     def begin(self, batch: pa.Table) -> Forecast | None:
         """Before the batch is sent. None: nothing is scored of it."""
-        forecast = self._ask(batch) if self._share > 0 and len(batch) else None
+        forecast = self._ask(batch) if self._share > 0 else None
         self._began = self._clock()
         return forecast
 
-    def end(self, forecast: Forecast | None, batch: pa.Table, receipt: Receipt) -> pa.Table | None:
-        """After it was sent: the delivered rows of the forecast as accuracy.count takes them, with `result_id` and `content_hash`. None: there is none."""
-        self._sending_s += self._clock() - self._began
-        self._sent += len(batch)
+    def end(self, forecast: Forecast | None, batch: pa.Table, receipt: Receipt) -> Scored | None:
+        """After it was sent: what was predicted of the rows that were delivered. None: there is none."""
+        now = self._clock()
+        self._left_s += _SHARE_OF_TIME * (now - self._began)
         if forecast is None:
             return None
-        failed = pa.array(sorted(receipt.exceptions), pa.int64())
-        delivered = pc.invert(pc.is_in(forecast.rows, value_set=failed))
-        rows, said = batch.take(forecast.rows.filter(delivered)), forecast.said.filter(delivered)
-        if not len(rows):
-            return None
-        return pa.table(
-            {
-                "result_id": rows.column("result_id"),
-                "content_hash": rows.column("content_hash"),
-                "family": pc.fill_null(rows.column("model_family"), ""),
-                "hardware": rows.column("hardware_platform"),
-                **{f"measured_{figure}": rows.column(figure).cast(pa.float64()) for figure in FIGURES},
-                **{name: said.column(name) for name in said.column_names},
-            }
-        )
-
-    def _ask(self, batch: pa.Table) -> Forecast | None:
-        rows = self._some_of(batch)
-        began = self._clock()
         try:
-            answer = self._sink.forecast(batch.take(rows))
-            said = None if answer is None else _read(answer, len(rows))
-        except Exception as error:  # the host's predictor, or anything over HTTP: delivery does not depend on it
-            _logger.warning("the predictor failed, so this run scores no more results: %s", error)
-            said = None
-        if said is None:
+            scored = _score(forecast, batch, receipt)
+        except Exception:  # delivery does not depend on it
+            _logger.exception("a batch could not be scored")
             self._share = 0.0
             return None
-        self._asking_s += self._clock() - began
-        self._asked += len(rows)
-        return Forecast(rows, said)
+        self._left_s -= self._clock() - now
+        return scored
 
-    def _some_of(self, batch: pa.Table) -> pa.Array:
-        """The places of a random part: the keys are hashes, so those below a bound are as random as any, and the same each time."""
-        wanted = self._share * len(batch)
-        if self._asked and self._sent:
-            a_row = self._sending_s / self._sent
-            affordable = _SHARE_OF_TIME * a_row * len(batch) * self._asked / max(self._asking_s, 1e-9)
-        else:
-            affordable = float(_FIRST)
-        wanted = min(wanted, max(affordable, float(_AT_LEAST)))
-        if wanted >= len(batch):
-            return pa.array(range(len(batch)), pa.int64())
-        first = pc.binary_slice(pc.cast(batch.column("key"), pa.binary()), 0, 4)
-        bound = int(wanted / len(batch) * 0xFFFFFFFF).to_bytes(4, "big")
-        return pc.indices_nonzero(pc.less(first, pa.scalar(bound, pa.binary()))).cast(pa.int64())
+    def _ask(self, batch: pa.Table) -> Forecast | None:
+        """In pieces that grow: how long a piece takes is known from the one before it."""
+        waiting = self._sample_of(batch)
+        rows: list[pa.Array] = []
+        said: list[pa.Table] = []
+        while len(waiting) and self._left_s > 0 and not self._stopping():
+            affordable = int(self._left_s * self._rate) if self._rate else _FIRST
+            piece = waiting[: max(min(affordable, self._most), 1)]
+            began = self._clock()
+            answer = self._answer(batch.select([*FORECAST_FIELDS]).take(piece))
+            took = self._clock() - began
+            self._left_s -= took
+            if answer is None:
+                self._share = 0.0
+                return None
+            self._rate, self._most = len(piece) / max(took, 1e-6), _GROWTH * len(piece)
+            rows.append(piece)
+            said.append(answer)
+            waiting = waiting[len(piece) :]
+        return Forecast(pa.concat_arrays(rows), pa.concat_tables(said)) if rows else None
+
+    def _answer(self, asked: pa.Table) -> pa.Table | None:
+        """From a thread of its own: neither a host's predictor nor a server can be told to hurry. None: it cannot, failed, or took too long."""
+        found: list[pa.Table | None] = []
+        problem = "it did not answer in time"
+        done = threading.Event()
+
+        def ask() -> None:
+            nonlocal problem
+            try:
+                answer = self._sink.forecast(asked)
+                found.append(None if answer is None else _read(answer, len(asked)))
+            except Exception as error:  # the host's predictor, or anything over HTTP
+                problem = f"{type(error).__name__}: {error}"[:500]
+            done.set()
+
+        threading.Thread(target=ask, name="benchbridge-forecast", daemon=True).start()
+        deadline = time.monotonic() + self._patience_s
+        while not done.wait(_LOOK_S) and time.monotonic() < deadline and not self._stopping():
+            pass
+        if done.is_set() and found:
+            return found[0]
+        if not self._stopping():
+            _logger.warning("the predictor is not asked any more in this run: %s", problem)
+        return None
+
+    def _sample_of(self, batch: pa.Table) -> pa.Array:
+        """The places of a random part of the rows that were never sent before: the keys are hashes, so their order is as random as any, and the same
+        each time."""
+        new = pc.indices_nonzero(batch.column("is_new")) if "is_new" in batch.column_names else pa.array(range(len(batch)), pa.uint64())
+        wanted = max(round(self._share * len(new)), min(len(new), _AT_LEAST))
+        keys = batch.column("key").take(new).cast(pa.binary())
+        return new.take(pc.sort_indices(keys)[:wanted]) if len(new) else new
+
+
+def _score(forecast: Forecast, batch: pa.Table, receipt: Receipt) -> Scored | None:
+    failed = pa.array(sorted(receipt.exceptions), pa.uint64())
+    delivered = pc.invert(pc.is_in(forecast.rows, value_set=failed))
+    wanted = [*_IDENTITY, "model_family", "hardware_platform", *FIGURES]
+    rows, said = batch.select(wanted).take(forecast.rows.filter(delivered)), forecast.said.filter(delivered)
+    if not len(rows):
+        return None
+    seen = pc.binary_join_element_wise(
+        *(said.column(name).cast(pa.int8()).cast(pa.string()) for name in ("model_seen", "hardware_seen")), ""
+    )
+    columns = {
+        **{name: rows.column(name) for name in _IDENTITY},
+        **{f"measured_{figure}": rows.column(figure).cast(pa.float64()) for figure in FIGURES},
+        **{name: said.column(name) for name in said.column_names},
+    }
+    views = {"seen": seen, "family": _short(rows.column("model_family")), "hardware": _short(rows.column("hardware_platform"))}
+    errors = accuracy.count(pa.table({**columns, **views}))
+    return Scored(pa.table({name: values for name, values in columns.items() if values.null_count < len(rows)}), errors)
 
 
 def _read(answer: pa.Table, rows: int) -> pa.Table:
@@ -114,14 +178,26 @@ def _read(answer: pa.Table, rows: int) -> pa.Table:
     if len(answer) != rows:
         raise ValueError(f"it answered {len(answer)} rows for {rows}")
 
-    def column(name: str, kind: pa.DataType) -> pa.ChunkedArray:
-        return answer.column(name).cast(kind, safe=False) if name in answer.column_names else pa.chunked_array([pa.nulls(rows, kind)])
+    def column(name: str, kind: pa.DataType, *, safe: bool = True) -> pa.ChunkedArray:
+        return answer.column(name).cast(kind, safe=safe) if name in answer.column_names else pa.chunked_array([pa.nulls(rows, kind)])
 
+    def figure(name: str, *, positive: bool) -> pa.ChunkedArray:
+        values = column(name, _FLOATS, safe=False)
+        good = pc.and_(pc.is_finite(values), pc.greater(values, 0.0)) if positive else pc.is_finite(values)
+        return pc.if_else(pc.fill_null(good, False), values, pa.scalar(None, _FLOATS))
+
+    version = _short(column("predictor_version", pa.string()))
+    if len(pc.unique(version)) > _MOST_VERSIONS:
+        version = pa.chunked_array([pa.repeat("", rows)])
     return pa.table(
         {
-            "version": pc.fill_null(column("predictor_version", pa.string()), ""),
-            "model_seen": pc.fill_null(column("model_seen", pa.bool_()), False).cast(pa.int16()),
-            "hardware_seen": pc.fill_null(column("hardware_seen", pa.bool_()), False).cast(pa.int16()),
-            **{kept: column(said, _FLOATS) for kept, said in FORECAST.items()},
+            "version": version,
+            "model_seen": pc.fill_null(column("model_seen", pa.bool_()), False),
+            "hardware_seen": pc.fill_null(column("hardware_seen", pa.bool_()), False),
+            **{kept: figure(said, positive=not said.endswith(("_lo", "_hi"))) for kept, said in FORECAST.items()},
         }
     )
+
+
+def _short(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.utf8_slice_codeunits(pc.fill_null(texts, ""), 0, _LONGEST_TEXT)

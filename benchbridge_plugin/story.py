@@ -220,8 +220,8 @@ def _forecast(kept: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         return None
     figures = []
     for figure in FIGURES:
-        predicted, measured = kept[f"predicted_{figure}"], kept[f"measured_{figure}"]
-        low, high = kept[f"predicted_{figure}_lo"], kept[f"predicted_{figure}_hi"]
+        predicted, measured = kept.get(f"predicted_{figure}"), kept.get(f"measured_{figure}")
+        low, high = kept.get(f"predicted_{figure}_lo"), kept.get(f"predicted_{figure}_hi")
         error = predicted / measured - 1 if predicted is not None and measured else None
         said = {
             "figure": figure,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchbridge_plugin.accuracy import FIGURES, FORECAST, UNANSWERED, Errors, count, summarise
+from benchbridge_plugin.accuracy import FIGURES, FORECAST, UNANSWERED, Errors, Group, count, summed
 
 
 def scored(*pairs: tuple[float | None, float | None], **more: list[float | None]) -> pa.Table:
@@ -21,18 +21,13 @@ def scored(*pairs: tuple[float | None, float | None], **more: list[float | None]
     columns["measured_throughput"] = pa.array([measured for measured, _ in pairs], pa.float64())
     columns["predicted_throughput"] = pa.array([predicted for _, predicted in pairs], pa.float32())
     columns |= {name: pa.array(values, pa.float32()) for name, values in more.items()}
-    texts = {"version": "1", "family": "bert", "hardware": "cuda"}
+    texts = {"version": "1", "family": "bert", "hardware": "cuda", "seen": "11"}
     columns |= {name: pa.array([text] * rows) for name, text in texts.items()}
-    columns |= {name: pa.array([1] * rows, pa.int16()) for name in ("model_seen", "hardware_seen")}
     return pa.table(columns)
 
 
 def errors_of(table: pa.Table, predictor: str = "predicted") -> Errors:
-    errors = Errors()
-    for row in count(table).to_pylist():
-        if (row["predictor"], row["figure"]) == (predictor, "throughput"):
-            errors.add(row["bucket"], row["results"], row["log_ratio"], row["bounded"], row["inside"])
-    return errors
+    return count(table).get(Group("overall", "", "throughput", predictor), Errors())
 
 
 @given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=200))
@@ -93,11 +88,32 @@ def test_baselines_are_counted_where_they_say_something() -> None:
 @given(st.lists(st.tuples(st.floats(0.1, 10.0), st.floats(0.1, 10.0)), min_size=2, max_size=40), st.integers(1, 39))
 def test_counts_of_parts_add_up_to_those_of_the_whole(pairs: list[tuple[float, float]], at: int) -> None:
     """Batches, days and sources may be put together."""
-    whole = summarise(count(scored(*pairs)).to_pylist(), "figure", "predictor")
+    whole = count(scored(*pairs))
     parts = [part for part in (pairs[:at], pairs[at:]) if part]
-    rows = [row for part in parts for row in count(scored(*part)).to_pylist()]
-    for one, other in zip(whole, summarise(rows, "figure", "predictor"), strict=True):
-        assert {name: value for name, value in other.items() if name != "bias"} == {
-            name: value for name, value in one.items() if name != "bias"
-        }
-        assert other["bias"] == pytest.approx(one["bias"], abs=1e-9)
+    sums = summed(item for part in parts for item in count(scored(*part)).items())
+    assert sums.keys() == whole.keys()
+    for group, errors in whole.items():
+        assert sums[group].buckets == errors.buckets
+        assert sums[group].log_ratio == pytest.approx(errors.log_ratio, abs=1e-6)
+
+
+def test_errors_are_counted_by_what_had_been_seen_family_hardware_and_version() -> None:
+    """Of the predictor's own; baselines only all together."""
+    table = scored((10.0, 11.0), (10.0, 12.0), nearest_throughput=[20.0, 20.0])
+    table = table.set_column(table.schema.get_field_index("family"), "family", pa.array(["bert", "gpt"]))
+    found = {(group.view, group.label, group.predictor): errors.predicted for group, errors in count(table).items()}
+    assert found == {
+        ("overall", "", "predicted"): 2,
+        ("overall", "", "nearest"): 2,
+        ("seen", "11", "predicted"): 2,
+        ("family", "bert", "predicted"): 1,
+        ("family", "gpt", "predicted"): 1,
+        ("hardware", "cuda", "predicted"): 2,
+        ("version", "1", "predicted"): 2,
+    }
+
+
+def test_the_wildest_figures_stay_numbers() -> None:
+    """The smallest and the largest that a file can hold."""
+    said = errors_of(scored((1e-300, 1e30), (1e308, 1e-30), (10.0, 10.0))).as_dict()
+    assert all(math.isfinite(said[name]) for name in ("median_error", "p90_error", "bias"))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
+from sqlalchemy import NullPool, create_engine, text
 from unified_server.predictive.service import PredictivePerformance
 
+from benchbridge_plugin.ledger import Holder
 from benchbridge_plugin.model import Fate, Outcome, Receipt, SyncRequest
 from benchbridge_plugin.scoring import Scorer
+from benchbridge_plugin.sinks.exchange import Reply
+from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.sinks.service import ServiceSink
 from tests.conftest import Clock, World, fill, make_batch
 
@@ -104,6 +109,8 @@ def test_results_are_split_by_what_had_been_seen(world: World, service: Callable
     )
     said = world.ledger.scores.report([source_id(world)])
     assert {(group["model_seen"], group["hardware_seen"]) for group in said["by_seen"]} == {(True, False)}
+    assert {group["hardware"] for group in said["by_hardware"]} <= {"cuda", "cpu"}
+    assert said["by_family"]
     assert [group["version"] for group in said["by_version"] if group["figure"] == "throughput"] == ["v1"]
     assert {group["day"] for group in said["by_day"]} == {"2027-01-15"}
     assert overall(world, "nearest")["throughput"]["results"] == 5
@@ -139,50 +146,173 @@ def test_no_sample_asks_nothing(world: World, service: Callable[[Predict], Predi
     there = service(of_figures(throughput=1.0))
     world.engine(ServiceSink(there), score_sample=0.0).run(SyncRequest(limit=0, days=0))
     assert there.asked == []
+    with_none = PredictivePerformance(str(world.directory / "none.duckdb"))
+    world.database.insert()
+    assert world.engine(ServiceSink(with_none), score_sample=1.0).run(SyncRequest(limit=0, days=0)).synced == 1
+    assert overall(world) == {}
+    with_none.close()
 
 
 class Timed:
-    """A sink that takes a millisecond for each row of a prediction."""
+    """A sink that takes so long for each row of a prediction."""
 
     is_near = True
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, row_s: float = 0.001) -> None:
         self._clock = clock
+        self._row_s = row_s
         self.asked: list[int] = []
 
     def forecast(self, batch: pa.Table) -> pa.Table:
         self.asked.append(len(batch))
-        self._clock.advance(0.001 * len(batch))
+        self._clock.advance(self._row_s * len(batch))
         return of_figures(throughput=800.5)(batch)
 
 
-def test_a_slow_predictor_is_asked_for_as_much_as_a_tenth_of_the_time_allows() -> None:
-    """A first batch tells how long it takes; then 10,000 rows that are delivered in a second leave it 100 ms. A small batch is scored whole."""
+def many(rows: int) -> pa.Table:
+    return make_batch(*[{}] * rows)
+
+
+@pytest.mark.parametrize("row_s", [0.000_01, 0.001, 0.02])
+def test_a_predictor_gets_a_tenth_of_the_time_of_delivery_and_a_quarter_of_a_second(row_s: float) -> None:
+    """However long it takes for a row, which the first few tell."""
     clock = Clock()
-    sink = Timed(clock)
+    sink = Timed(clock, row_s)
     scorer = Scorer(sink, None, clock=clock)
-    batch = pa.concat_tables([make_batch(*[{}] * 10_000)])
-    for _ in range(3):
+    batch = many(5_000)
+    for _ in range(10):
         forecast = scorer.begin(batch)
         clock.advance(1.0)
-        assert scorer.end(forecast, batch, Receipt([None] * len(batch))) is not None
-    assert 1_800 < sink.asked[0] < 2_200
-    assert all(150 < asked < 250 for asked in sink.asked[1:])
-    small = make_batch(*[{}] * 150)
-    scorer.begin(small)
-    assert sink.asked[-1] == 150
+        scorer.end(forecast, batch, Receipt([None] * len(batch)))
+    allowed = min(1.0 * 10 * 5_000, (0.25 + 0.1 * 10) / row_s)
+    assert 0.5 * allowed < sum(sink.asked) <= allowed + 20
+
+
+def test_a_quick_predictor_is_asked_for_all_and_a_small_batch_whole() -> None:
+    """In pieces that grow, since a piece tells how long the next one takes."""
+    clock = Clock()
+    sink = Timed(clock, 1e-6)
+    assert Scorer(sink, None, clock=clock).begin(many(3_000)) is not None
+    assert sink.asked == [20, 200, 2_000, 780]
+    small = Timed(clock, 1e-6)
+    assert Scorer(small, 0.1, clock=clock).begin(many(150)) is not None
+    assert sum(small.asked) == 150
+
+
+def test_a_predictor_that_hangs_is_waited_for_no_longer_than_said_and_no_more_in_this_run() -> None:
+    """The batch goes on, and a stop is not kept waiting."""
+    gate = threading.Event()
+
+    class Hanging(Timed):
+        def forecast(self, batch: pa.Table) -> pa.Table:
+            self.asked.append(len(batch))
+            assert gate.wait(30)
+            return super().forecast(batch)
+
+    sink = Hanging(Clock())
+    scorer = Scorer(sink, 1.0, patience_s=0.1)
+    assert scorer.begin(many(5)) is None
+    assert scorer.begin(many(5)) is None
+    assert sink.asked == [5]
+    assert Scorer(sink, 1.0, stopping=lambda: True).begin(many(5)) is None
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "benchbridge-forecast":
+            thread.join(30)
 
 
 def test_only_what_was_delivered_is_scored() -> None:
-    """A row that was refused, or may not have arrived, has its test another time, or never."""
+    """A row that was refused, or may not have arrived, is not."""
     clock = Clock()
     scorer = Scorer(Timed(clock), 1.0, clock=clock)
     batch = make_batch(*[{"throughput": 800.5 + row} for row in range(4)])
     forecast = scorer.begin(batch)
     scored = scorer.end(forecast, batch, Receipt([None] * 4, {1: Outcome(Fate.REJECTED, "no", ""), 2: Outcome(Fate.IN_DOUBT, "no", "")}))
     assert scored is not None
-    assert scored.column("result_id").to_pylist() == ["1", "4"]
-    assert scored.column("measured_throughput").to_pylist() == [800.5, 803.5]
+    measured = dict(zip(*(scored.results.column(name).to_pylist() for name in ("result_id", "measured_throughput")), strict=True))
+    assert measured == {"1": 800.5, "4": 803.5}
     nothing = scorer.begin(batch)
     gone = Receipt([None] * 4, dict.fromkeys(range(4), Outcome(Fate.FAILED, "no", "")))
     assert scorer.end(nothing, batch, gone) is None
+
+
+def test_what_the_api_may_have_been_shown_before_is_no_test(world: World, service: Callable[[Predict], Predicting]) -> None:
+    """A result that is sent again, because it was gone from the API, is delivered and not scored a second time."""
+    fill(world, 6)
+    there = service(of_figures(throughput=100.0))
+    engine = world.engine(ServiceSink(there), score_sample=1.0)
+    engine.run(SyncRequest(limit=0, days=0))
+    ids = [str(row["result_id"]) for row in world.ledger.accounts.results(source_id(world), limit=3).rows]
+    lease = world.ledger.leases.acquire(world.name, "verify", 60)
+    assert world.ledger.deliveries.reopen(Holder(lease, 60, 0), source_id(world), ids) == 3
+    world.ledger.leases.release(lease)
+    assert engine.run(SyncRequest(limit=0, days=0)).synced == 3
+    assert overall(world)["throughput"]["results"] == 6
+    assert sum(len(asked) for asked in there.asked) == 6
+
+
+@pytest.mark.parametrize(
+    "version", ["x" * 10_000, "a\0b", "\N{SNOWMAN}", b"\xff\xfe", 7], ids=["long", "null", "letters", "bytes", "number"]
+)
+def test_whatever_a_version_is_called_results_are_delivered(
+    world: World, service: Callable[[Predict], Predicting], version: object
+) -> None:
+    """A name that no index takes, or that is no text, costs the score at most."""
+    fill(world, 3)
+
+    def predict(asked: pa.Table) -> pa.Table:
+        return pa.table({"throughput": [1.0] * len(asked), "predictor_version": pa.array([version] * len(asked))})
+
+    assert world.engine(ServiceSink(service(predict)), score_sample=1.0).run(SyncRequest(limit=0, days=0)).state == "succeeded"
+    assert world.accounting.delivered == 3
+
+
+def test_figures_that_no_measurement_can_have_are_no_answer(world: World, service: Callable[[Predict], Predicting]) -> None:
+    """Not a number, infinite, negative; and an interval like that is none."""
+    fill(world, 4)
+
+    def predict(asked: pa.Table) -> pa.Table:
+        values = pa.array([float("nan"), float("inf"), -5.0, 10.0][: len(asked)])
+        return pa.table({"throughput": values, "throughput_lo": values, "throughput_hi": [float("nan")] * len(asked)})
+
+    world.engine(ServiceSink(service(predict)), score_sample=1.0).run(SyncRequest(limit=0, days=0))
+    said = overall(world)["throughput"]
+    assert (said["results"], said["unanswered"], said["interval_held"]) == (1, 3, None)
+
+
+def test_scores_that_cannot_be_written_do_not_keep_a_delivery_from_being_acknowledged(
+    world: World, service: Callable[[Predict], Predicting], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so; the results are delivered."""
+    fill(world, 3)
+    engine = world.engine(ServiceSink(service(of_figures(throughput=1.0))), score_sample=1.0)
+    assert overall(world) == {}
+    with create_engine(world.ledger_url, poolclass=NullPool).begin() as connection:
+        connection.execute(text("DROP TABLE forecast_errors"))
+    with caplog.at_level(logging.WARNING):
+        assert engine.run(SyncRequest(limit=0, days=0)).synced == 3
+    assert world.accounting.delivered == 3
+    assert any("could not be written" in record.message for record in caplog.records)
+
+
+def test_over_http_predictions_may_leave_figures_out() -> None:
+    """Of each row what is said counts; a server without the capability is not asked."""
+    answers = [{"latency": 1.0}, {"latency": 1.0, "throughput": 7.0}, None]
+
+    class Exchange:
+        base_url = "http://api"
+        in_turn = False
+
+        def call(self, method: str, path: str, *, json_body: Any) -> Reply:
+            asked.append(json_body["measurements"])
+            return Reply(200, {"predictions": answers[: len(json_body["measurements"])]}, None, None)
+
+    asked: list[list[dict[str, Any]]] = []
+    sink = HttpSink(cast(Any, Exchange()))
+    assert sink.forecast(many(3)) is None
+    sink._know(frozenset({"predict_bulk"}))
+    said = sink.forecast(many(3))
+    assert said is not None
+    assert (said.column("latency").to_pylist(), said.column("throughput").to_pylist()) == ([1.0, 1.0, None], [None, 7.0, None])
+    assert not {"throughput", "latency", "memory_usage"} & set(asked[0][0])
+    assert not sink.is_near

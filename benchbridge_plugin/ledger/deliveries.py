@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import ColumnElement, Connection, bindparam, or_, select, update
 
+from benchbridge_plugin.accuracy import Errors, Group
 from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.ledger import claims, scores, standings
 from benchbridge_plugin.ledger.bulk import insert_delivered
@@ -93,10 +94,10 @@ class Deliveries:
         receipt: Receipt,
         *,
         retry_at: Callable[[int, Outcome], float],
-        scored: pa.Table | None = None,
+        scored: tuple[pa.Table, Mapping[Group, Errors]] | None = None,
     ) -> None:
         """Record what became of the deliverable rows of a claimed batch. `retry_at(row, outcome)` gives the time of the next attempt; `scored`: what was
-        predicted of those that were delivered (see scoring.Scorer.end).
+        predicted of those that were delivered, and how far off it was (see scores.write).
 
         An attempt that failed because the sink is down (`receipt.stop`) is not counted against its row. New rows that were not sent are as if they had
         never been touched. All or nothing: raises LedgerError (and changes nothing) if the claim is gone, a row is not `sending` any more or the
@@ -154,7 +155,7 @@ class Deliveries:
                 )
             moves.write()
             if scored is not None:
-                scores.write(connection, source_id, holder.run_id, scored, now)
+                scores.write(connection, source_id, holder.run_id, *scored, now)
             unsent = len(claim.fresh) - len(done) - len(fresh_ends)
             standings.take_up(connection, source_id, -unsent)  # after the standings, as everywhere: two hosts must not wait for each other
         self._reasons.remember(reason_ids)

@@ -257,7 +257,8 @@ outbox = Table(
 )
 
 
-# What was predicted of delivered results, one Arrow stream for each acknowledged batch, and how far the predictions were off: counts (see accuracy.py).
+# What was predicted of delivered results, one Arrow stream for each acknowledged batch, and how far the predictions were off: counts as JSON, by day and
+# by the groups of accuracy.py.
 scores = Table(
     "scores",
     metadata,
@@ -267,25 +268,18 @@ scores = Table(
     Column("results", Integer, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("scored_at", Double, nullable=False),
-    Index("ix_scores_run", "source_id", "run_id"),
+    Index("ix_scores_source", "source_id", "scored_at"),
 )
 forecast_errors = Table(
     "forecast_errors",
     metadata,
     Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
     Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970 UTC
-    Column("version", Text, primary_key=True),
-    Column("predictor", Text, primary_key=True),
+    Column("view", Text, primary_key=True),
+    Column("label", Text, primary_key=True),
     Column("figure", Text, primary_key=True),
-    Column("family", Text, primary_key=True),
-    Column("hardware", Text, primary_key=True),
-    Column("model_seen", SmallInteger, primary_key=True, autoincrement=False),
-    Column("hardware_seen", SmallInteger, primary_key=True, autoincrement=False),
-    Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
-    Column("results", BigInteger, nullable=False),
-    Column("log_ratio", Double, nullable=False),
-    Column("bounded", BigInteger, nullable=False),
-    Column("inside", BigInteger, nullable=False),
+    Column("predictor", Text, primary_key=True),
+    Column("counts", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 

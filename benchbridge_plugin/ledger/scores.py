@@ -1,101 +1,135 @@
 """What was predicted of results just before they were delivered, and how far off that was.
 
-Each acknowledged batch leaves what was said of its rows as one Arrow stream, and adds to counts, which are what accuracy is read from: they cost the
-same however many results were scored.
+Each acknowledged batch leaves what was said of its rows as one Arrow stream, for some months, and adds to counts, which are what accuracy is read from:
+a few dozen rows for each day, however many results were scored.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, cast, func, select
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import SQLAlchemyError
 
-from benchbridge_plugin import accuracy
+from benchbridge_plugin.accuracy import OVERALL, Errors, Group, summed
 from benchbridge_plugin.ledger.schema import deliveries, forecast_errors, scores
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import storable
 
+_logger = logging.getLogger(__name__)
+
 _DAY_S = 86_400
-_KEYS = ("source_id", "day", *accuracy.DIMENSIONS, "bucket")
-_SUMS = ("results", "log_ratio", "bounded", "inside")
-_ADD_SQL = (
-    f"INSERT INTO forecast_errors ({', '.join((*_KEYS, *_SUMS))}) VALUES ({', '.join('?' * (len(_KEYS) + len(_SUMS)))}) "
-    f"ON CONFLICT ({', '.join(_KEYS)}) DO UPDATE SET {', '.join(f'{name} = forecast_errors.{name} + excluded.{name}' for name in _SUMS)}"
-)
-#: The tables of a report, and what each is grouped by beside the figure.
-_VIEWS: Mapping[str, Sequence[str]] = {
-    "by_seen": ("model_seen", "hardware_seen"),
-    "by_family": ("family",),
-    "by_hardware": ("hardware",),
-    "by_version": ("version",),
-    "by_day": ("day",),
-}
+_KEPT_DAYS = 90
 _EPOCH = date(1970, 1, 1).toordinal()
 _IDENTITY_ONLY = pa.ipc.IpcReadOptions(included_fields=[0, 1])  # result_id, content_hash: a large batch is not unpacked to look for one row
-_ONLY_COUNTED = ("family", "hardware")
+_KEYS = ("source_id", "day", "view", "label", "figure", "predictor")
+_BEGIN_SQL = f"INSERT INTO forecast_errors ({', '.join(_KEYS)}, counts) VALUES (?, ?, ?, ?, ?, ?, '') ON CONFLICT DO NOTHING"
+_SET_SQL = f"UPDATE forecast_errors SET counts = ? WHERE {' AND '.join(f'{name} = ?' for name in _KEYS)}"
+_SEEN = {"11": (True, True), "10": (True, False), "01": (False, True), "00": (False, False)}
 
 
-def write(connection: Connection, source_id: int, run_id: int, scored: pa.Table, now: float) -> None:
-    """Add scored results (see scoring.Scorer.end). In the transaction that says that they were delivered."""
+def write(connection: Connection, source_id: int, run_id: int, results: pa.Table, errors: Mapping[Group, Errors], now: float) -> None:
+    """Add scored results (see scoring.Scored) in the transaction that says that they were delivered. What cannot be written is left out: it must not
+    keep that from being said."""
+    try:
+        with connection.begin_nested():
+            values = {"source_id": source_id, "run_id": run_id, "results": len(results), "payload": _packed(results), "scored_at": now}
+            connection.execute(scores.insert().values(**values))
+            connection.execute(scores.delete().where(scores.c.source_id == source_id, scores.c.scored_at < now - _KEPT_DAYS * _DAY_S))
+            _add(connection, source_id, int(now // _DAY_S), errors)
+    except SQLAlchemyError as error:
+        _logger.warning("the scores of %d results could not be written: %s", len(results), str(error)[:500])
+
+
+def _add(connection: Connection, source_id: int, day: int, errors: Mapping[Group, Errors]) -> None:
+    """The day's counts, locked in the order of their keys where several hosts can write: they must not wait for each other, nor count past each other."""
+    changes = {(group.view, storable(group.label), group.figure, group.predictor): found for group, found in errors.items()}
+    insert_many(connection, _BEGIN_SQL, [(source_id, day, *key) for key in sorted(changes)])
+    keys = [forecast_errors.c[name] for name in _KEYS[2:]]
+    of_day = select(*keys, forecast_errors.c.counts).where(forecast_errors.c.source_id == source_id, forecast_errors.c.day == day)
+    sums: dict[tuple[str, ...], Errors] = {}
+    for *key, counts in connection.execute(of_day.order_by(*keys).with_for_update()):
+        if (found := changes.get(tuple(key))) is not None:
+            sums[tuple(key)] = _unpack(counts)
+            sums[tuple(key)].add(found)
+    insert_many(connection, _SET_SQL, [(_pack(found), source_id, day, *key) for key, found in sums.items()])
+
+
+def _pack(errors: Errors) -> str:
+    return json.dumps([sorted(errors.buckets.items()), errors.log_ratio, errors.bounded, errors.inside], separators=(",", ":"))
+
+
+def _unpack(text: str) -> Errors:
+    if not text:
+        return Errors()
+    buckets, log_ratio, bounded, inside = json.loads(text)
+    return Errors(dict(buckets), log_ratio, bounded, inside)
+
+
+def _packed(results: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    kept = scored.drop_columns(list(_ONLY_COUNTED))
-    with pa.ipc.new_stream(sink, kept.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(kept)
-    values = {"source_id": source_id, "run_id": run_id, "results": len(scored), "payload": sink.getvalue().to_pybytes(), "scored_at": now}
-    connection.execute(scores.insert().values(**values))
-    day = int(now // _DAY_S)
-    rows = [
-        (source_id, day, *(storable(value) if isinstance(value, str) else value for value in row.values()))
-        for row in accuracy.count(scored).to_pylist()
-    ]
-    insert_many(connection, _ADD_SQL, sorted(rows))
+    with pa.ipc.new_stream(sink, results.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(results)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 class Scores:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def errors(self, source_ids: Sequence[int], *names: str, since_day: int = 0) -> list[Mapping[Any, Any]]:
-        """The counts of all errors since that day (1970 UTC is 0) as accuracy.summarise takes them: by `names` and `bucket`."""
-        columns = [forecast_errors.c[name] for name in names]
-        # As the type it had: PostgreSQL makes decimal numbers of sums.
-        sums = [cast(func.sum(forecast_errors.c[name]), forecast_errors.c[name].type).label(name) for name in _SUMS]
-        statement = (
-            select(*columns, forecast_errors.c.bucket, *sums)
-            .where(forecast_errors.c.source_id.in_(source_ids), forecast_errors.c.day >= since_day)
-            .group_by(*columns, forecast_errors.c.bucket)
-        )
-        with self._store.reading() as connection:
-            return list(connection.execute(statement).mappings())
-
     def report(self, source_ids: Sequence[int], *, since_day: int = 0) -> dict[str, Any]:
-        """How far predictions were off since that day: of each figure and predictor, and of the predictor's own by what it had seen, family, hardware,
-        version and day. Each group as accuracy.Errors.as_dict has it."""
+        """How far predictions were off since that day (1970 UTC is 0): of each figure and predictor, and of the predictor's own by what it had seen,
+        family, hardware, version and day. Each group as accuracy.Errors.as_dict has it."""
+        statement = select(forecast_errors).where(forecast_errors.c.source_id.in_(source_ids), forecast_errors.c.day >= since_day)
+        with self._store.reading() as connection:
+            rows = [
+                (row.day, Group(row.view, row.label, row.figure, row.predictor), _unpack(row.counts))
+                for row in connection.execute(statement)
+            ]
+        sums = summed((group, errors) for _, group, errors in rows)
+        days = summed(
+            (Group("day", str(day), group.figure, group.predictor), errors)
+            for day, group, errors in rows
+            if group.view == OVERALL and group.predictor == "predicted"
+        )
         said: dict[str, Any] = {
-            "overall": accuracy.summarise(self.errors(source_ids, "figure", "predictor", since_day=since_day), "figure", "predictor")
+            "overall": [
+                {"figure": group.figure, "predictor": group.predictor, **sums[group].as_dict()}
+                for group in sorted(sums)
+                if group.view == OVERALL
+            ],
+            "by_seen": [
+                {
+                    **dict(zip(("model_seen", "hardware_seen"), _SEEN[group.label], strict=True)),
+                    "figure": group.figure,
+                    **sums[group].as_dict(),
+                }
+                for group in sorted(sums)
+                if group.view == "seen"
+            ],
         }
-        for name, dimensions in _VIEWS.items():
-            rows = self.errors(source_ids, "figure", "predictor", *dimensions, since_day=since_day)
-            own = (row for row in rows if row["predictor"] == "predicted")
-            said[name] = accuracy.summarise(own, *dimensions, "figure")
-        for group in said["by_seen"]:
-            group |= {name: bool(group[name]) for name in ("model_seen", "hardware_seen")}
-        for group in said["by_day"]:
-            group["day"] = date.fromordinal(_EPOCH + group["day"]).isoformat()
+        for view in ("family", "hardware", "version"):
+            said[f"by_{view}"] = [
+                {view: group.label, "figure": group.figure, **sums[group].as_dict()} for group in sorted(sums) if group.view == view
+            ]
+        said["by_day"] = [
+            {"day": date.fromordinal(_EPOCH + int(group.label)).isoformat(), "figure": group.figure, **days[group].as_dict()}
+            for group in sorted(days, key=lambda group: (int(group.label), group.figure))
+        ]
         return said
 
     def of(self, source_id: int, result_id: str, content_hash: bytes) -> Mapping[str, Any] | None:
-        """What was predicted of one result, and what was measured. None: it was not scored."""
-        run = select(deliveries.c.run_id).where(
+        """What was predicted of one result, and what was measured. None: it was not scored, long ago, or has moved since."""
+        moved = select(deliveries.c.updated_at).where(
             deliveries.c.source_id == source_id, deliveries.c.result_id == result_id, deliveries.c.content_hash == content_hash
-        )
-        batches = (
-            select(scores.c.payload).where(scores.c.source_id == source_id, scores.c.run_id.in_(run)).order_by(scores.c.score_id.desc())
-        )
+        )  # the batch was acknowledged at that very moment
+        batches = select(scores.c.payload).where(scores.c.source_id == source_id, scores.c.scored_at.in_(moved))
         with self._store.reading() as connection:
             for payload in connection.execute(batches).scalars():
                 kept = pa.ipc.open_stream(payload, options=_IDENTITY_ONLY).read_all()

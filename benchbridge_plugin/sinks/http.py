@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
+from benchbridge_plugin.accuracy import FORECAST_ANSWER
 from benchbridge_plugin.errors import SinkError
 from benchbridge_plugin.model import FORECAST_FIELDS, Answer, Doubt, Outcome, Receipt, Settlement, SinkProfile
 from benchbridge_plugin.sinks import bulk, singly
@@ -112,7 +113,7 @@ class HttpSink:
 
     @property
     def is_near(self) -> bool:
-        return self._exchange.is_near
+        return self._exchange.base_url == IN_PROCESS_URL
 
     def forecast(self, batch: pa.Table) -> pa.Table | None:
         if "predict_bulk" not in self._capabilities:
@@ -124,8 +125,11 @@ class HttpSink:
             answer = self._exchange.call("POST", f"{API}/predict-measurements", json_body=body)
             if not isinstance(answer, Reply) or answer.status != 200 or not isinstance(answer.data, Mapping):
                 raise unusable(self.name, answer)
-            predictions += answer.data.get("predictions") or []
-        return pa.Table.from_pylist(predictions)
+            said = answer.data.get("predictions")
+            if not isinstance(said, list) or len(said) != len(asked):
+                raise ValueError(f"it answered {len(said) if isinstance(said, list) else 'no'} predictions for {len(asked)} rows")
+            predictions += [row if isinstance(row, Mapping) else {} for row in said]
+        return pa.table({name: [row.get(name) for row in predictions] for name in FORECAST_ANSWER})
 
     # -- settling and listing -----------------------------------------------------------------------------------------------------------
 
