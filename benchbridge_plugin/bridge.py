@@ -23,6 +23,7 @@ from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
+from benchbridge_plugin.regressions.watch import regression_with_history
 from benchbridge_plugin.roster import Roster, lease_as_json
 from benchbridge_plugin.story import Story, tell
 from benchbridge_plugin.verification import Verification
@@ -33,6 +34,7 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
+_WATCHED_PART = 0.1  # of the time that a sync took
 _RECENT_S = 2.0  # how old the word of source and sink may be in the status
 
 
@@ -131,7 +133,11 @@ class BenchmarkPredictivePerformanceBridge:
         """
         request = _checked(request)
         with self._workshop.at_work() as parts:
-            return self._run(parts, request, _LEASE_PATIENCE_S, Watch(progress, stopping, started), source)
+            began = time.monotonic()
+            summary = self._run(parts, request, _LEASE_PATIENCE_S, Watch(progress, stopping, started), source)
+            if not request.dry_run:  # whoever waits for the sync waits a tenth longer at most; what is left is taken up later
+                self._watch(parts, source, within_s=_WATCHED_PART * (time.monotonic() - began), stopping=stopping)
+            return summary
 
     def adopt(self, *, assume_absent: bool = False, source: str | None = None) -> RunSummary:
         """Record as delivered what the predictive API already has, without sending anything: for a ledger that was lost. Raises as `sync` does.
@@ -183,6 +189,14 @@ class BenchmarkPredictivePerformanceBridge:
         """Compare ledger and sink. With `repair`, what is missing goes back to pending and is sent by the next run. Raises SinkError, LeaseBusy."""
         with self._workshop.at_work() as parts:
             return parts.roster(source).verify(self._workshop.ends().sink(), repair=repair, progress=progress)
+
+    def watch(self, *, source: str | None = None, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Take up all that was delivered into the histories of configurations, and look where they got worse. Returns how many results that were.
+
+        A sync and the timer do so by themselves, in parts. Raises LedgerError, and SourceError when the benchmark file cannot be read now.
+        """
+        with self._workshop.at_work() as parts:
+            return parts.roster(source).watch(within_s=None, stopping=lambda: stopping() or parts.stopping.is_set()).points
 
     # -- the process --------------------------------------------------------------------------------------------------------------------
 
@@ -276,6 +290,31 @@ class BenchmarkPredictivePerformanceBridge:
     def quality(self, *, source: str | None = None) -> dict[str, int]:
         """How many delivered results carry which remark."""
         return self._roster(source).quality()
+
+    def regressions(
+        self,
+        *,
+        state: str | None = None,
+        model: str | None = None,
+        hardware: str | None = None,
+        metric: str | None = None,
+        worse: bool = True,
+        since: float | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        source: str | None = None,
+    ) -> Page:
+        """Where configurations got worse for good (`worse=False`: better), newest first, a page at a time."""
+        wanted = {"state": state, "model": model, "hardware": hardware, "metric": metric, "worse": worse, "since": since}
+        return self._roster(source).regressions(**wanted, limit=limit, before=None if cursor is None else int(cursor))
+
+    def regression(self, regression_id: int) -> dict[str, Any] | None:
+        """One of them, with `points` of its history: (number, when, figure), and `first_number`, where it changed."""
+        return regression_with_history(self._workshop.parts().ledger, regression_id)
+
+    def decide_regression(self, regression_id: int, state: str, note: str | None = None) -> dict[str, Any] | None:
+        """Somebody sets the state of a regression: `open`, `acknowledged` or `resolved`. None: there is no such regression."""
+        return self._workshop.parts().ledger.regressions.decide(regression_id, state, note)
 
     def story(self, result_id: str, *, source: str | None = None) -> Story:
         """Everything that is known of one result, within about 2 s. Over several files `source` names the one, else the first that has it."""
@@ -384,10 +423,27 @@ class BenchmarkPredictivePerformanceBridge:
         limit = self.config.sync_limit if request.limit is None else request.limit
         return parts.roster(source).sync(request, limit=0 if request.adopt else limit, patience_s=patience_s, watch=watch)
 
+    def _watch(self, parts: Parts, source: str | None, *, within_s: float | None, stopping: Callable[[], bool] = lambda: False) -> None:
+        """What goes wrong with the histories must not look like a fault of the sync."""
+        if not self.config.regressions.enabled:
+            return
+        parts.unwatched = True
+        try:
+            watched = parts.roster(source).watch(within_s=within_s, stopping=lambda: stopping() or parts.stopping.is_set())
+            parts.unwatched = watched.more or source is not None
+            if watched.findings:
+                _logger.info("histories changed", extra={"findings": watched.findings})
+        except BridgeError as error:
+            _logger.warning("results are taken up into the histories later: %s", error.message)
+        except Exception:  # the edge of a job
+            _logger.exception("results could not be taken up into the histories")
+
     def _in_background(self, request: SyncRequest, source: str | None, watch: Watch) -> Iterator[RunSummary]:
-        """The sync, and when that has been told the report of it."""
+        """The sync, and when that has been told what it means for the histories, and the report of it."""
         with self._workshop.at_work() as parts:
             yield self._run(parts, request, _START_PATIENCE_S, watch, source)
+            if not request.dry_run:
+                self._watch(parts, source, within_s=None)
             self._write_report(parts)
 
     def _cycle(self, parts: Parts, kind: str) -> RunSummary | None:
@@ -403,7 +459,10 @@ class BenchmarkPredictivePerformanceBridge:
             _logger.error("the scheduled sync could not run: %s", error)
             return None
         ran = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
-        if any(one.run_id is not None for one in ran):  # there was something to do
+        there_was_something = any(one.run_id is not None for one in ran)
+        if there_was_something or parts.unwatched:
+            self._watch(parts, None, within_s=None)
+        if there_was_something:
             self._write_report(parts)
         return summary
 

@@ -20,6 +20,7 @@ from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.process import identity
+from benchbridge_plugin.regressions.watch import Watcher
 from benchbridge_plugin.roster import Roster
 from benchbridge_plugin.round import Turn
 from benchbridge_plugin.scheduler import SyncScheduler
@@ -48,6 +49,7 @@ class Parts:
     courier: Courier
     stopping: threading.Event = field(default_factory=threading.Event)
     working: int = 0  # how many threads use them; guarded by the workshop's gate
+    unwatched: bool = True  # whether there may be something that no history has taken up yet
     turn: Turn = field(default_factory=Turn)
     feeds: dict[BenchmarkFile, Feed] = field(default_factory=dict)
 
@@ -82,8 +84,13 @@ class Parts:
                 policy=policy_of(self.config),
             )
             source_id = self.ledger.runs.source_id(file.name)
-            kept = self.feeds[replace(file, error=None)] = Feed(file, source_id, engine, self.ledger, lease_s=self.config.lease_s)
+            watcher = self._watcher(file, source_id) if self.config.regressions.enabled else None
+            kept = self.feeds[replace(file, error=None)] = Feed(file, source_id, engine, self.ledger, watcher, lease_s=self.config.lease_s)
         return kept if kept.file == file else kept.about(file)
+
+    def _watcher(self, file: BenchmarkFile, source_id: int) -> Watcher:
+        source, mapper = self.ends.source_at(file.path), self.mapper.for_source(file.name)
+        return Watcher(source, mapper, self.ledger, source_id, smallest=self.config.regressions.smallest)
 
 
 _Kept = TypeVar("_Kept", Ends, Parts)

@@ -11,7 +11,7 @@ as well, and so raise the bar for themselves. A level on which a good part of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import median
@@ -48,11 +48,11 @@ class Change:
         return self.after - self.before
 
 
-def find(values: Sequence[float], commits: Sequence[int], smallest: float) -> Change | None:
+def find(values: Sequence[float], commits: Callable[[], Sequence[int]], smallest: float) -> Change | None:
     """The change that the newest of these points complete, or None.
 
-    `values` are at most WINDOW points on one level, oldest first; `commits` number the commits they were measured at, points of one commit side by side;
-    `smallest` is the least change that counts, as a logarithm. Costs what WINDOW points cost at most, and next to nothing for a point on the level.
+    `values` are at most WINDOW points on one level, oldest first; `commits` numbers the commits they were measured at, points of one side by side, and is
+    asked only when that matters; `smallest` is the least change that counts, as a logarithm. The cost does not grow with the history.
     """
     for size in SIZES:
         if len(values) < (PAST + 1) * size:
@@ -63,16 +63,17 @@ def find(values: Sequence[float], commits: Sequence[int], smallest: float) -> Ch
     return None
 
 
-def _stands_out(values: Sequence[float], commits: Sequence[int], size: int, smallest: float) -> Change | None:
+def _stands_out(values: Sequence[float], commits: Callable[[], Sequence[int]], size: int, smallest: float) -> Change | None:
     past, newest = values[:-size], values[-size:]
     level, after = median(past), median(newest)
     shift = after - level
     if abs(shift) < smallest or _beyond(newest, level, shift) < size - _ASTRAY[size] or _chance(past, level, shift, size) > CHANCE:
         return None
-    usual = max(_usual(past, level, size), _between_commits(past, commits, level, size))
+    numbers = commits()
+    usual = max(_usual(past, level, size), _between_commits(past, numbers, level, size))
     if abs(shift) < CLEARANCE * usual:
         return None
-    first = _first(values, commits, size)
+    first = _first(values, numbers, size)
     before, after = median(values[:first]), median(values[first:])
     if abs(after - before) < smallest or (after > before) != (shift > 0):
         return None

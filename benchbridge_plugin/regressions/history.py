@@ -147,7 +147,7 @@ class History:
         if len(places) < _KNOWN:
             return []
         values = [value for value in logs[start:] if value is not None]
-        change = find(values, self._commits(places), smallest)
+        change = find(values, lambda: self._commits(places), smallest)
         if change is None:
             return []
         first = places[change.first]
