@@ -16,7 +16,7 @@ from benchbridge_plugin.as_json import accounting_as_json, iso
 from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError, SourceMissing
 from benchbridge_plugin.feed import Feed, Watch
 from benchbridge_plugin.files import BenchmarkFile
-from benchbridge_plugin.ledger import LeaseHolder, Ledger, Page
+from benchbridge_plugin.ledger import STATES, LeaseHolder, Ledger, Page
 from benchbridge_plugin.model import Accounting, RunSummary, State, SyncRequest
 from benchbridge_plugin.regressions.watch import Watched
 from benchbridge_plugin.round import Turn, in_turn, sync_all
@@ -203,7 +203,8 @@ class Roster:
     def _summed(self, errors: Mapping[int, BridgeError | None]) -> dict[str, Any]:
         accountings = self.accountings()
         said = self.sources(accountings, errors)
-        bare: dict[str, Any] = {"coverage": [], "refusals": [], "quality": {}}
+        nothing = {**dict.fromkeys(STATES, 0), "newest": []}
+        bare: dict[str, Any] = {"coverage": [], "refusals": [], "quality": {}, "regressions": nothing}
         counted = [reports.counts(self.ledger, feed.source_id) for feed in self.feeds] + [bare for _ in self.refused]
         unread = [part["name"] for part in said if part["note"]]
         note = (

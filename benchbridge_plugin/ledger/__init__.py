@@ -21,7 +21,7 @@ from benchbridge_plugin.ledger.histories import Histories, Kept, Mark
 from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.meters import Meters
 from benchbridge_plugin.ledger.outbox import Outbox, Parcel
-from benchbridge_plugin.ledger.regressions import Changed, Finding, Regressions, Returned
+from benchbridge_plugin.ledger.regressions import OPEN, STATES, Changed, Finding, Regressions, Returned
 from benchbridge_plugin.ledger.runs import Runs, Schedule
 from benchbridge_plugin.ledger.shares import SHARE_SCHEMA, Ended, Share, Shares
 from benchbridge_plugin.ledger.steady import Steady
@@ -29,7 +29,9 @@ from benchbridge_plugin.ledger.store import Store
 from benchbridge_plugin.ledger.whereabouts import Whereabouts
 
 __all__ = [
+    "OPEN",
     "SHARE_SCHEMA",
+    "STATES",
     "Changed",
     "Claim",
     "Compared",

@@ -164,7 +164,7 @@ def test_a_ledger_without_meters_begins_with_the_sums_of_its_runs(book: Book, cl
         pytest.skip("the ledger is no file")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.executescript("DROP TABLE meters; DROP TABLE outbox;")
-        connection.execute("UPDATE ledger_meta SET value = ? WHERE name = 'version'", (str(schema.VERSION - 1),))
+        connection.execute("UPDATE ledger_meta SET value = ? WHERE name = 'version'", (str(schema.UPGRADES.index(schema._add_meters)),))
     upgraded = Ledger(f"sqlite:///{path}", now=clock)
     assert upgraded.meters([book.source_id])[book.source_id].values == before
     upgraded.close()
