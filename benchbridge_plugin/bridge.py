@@ -34,7 +34,8 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
-_WATCHED_PART = 0.1  # of the time that a sync took
+_WATCHED_PART = 0.1  # of the time that syncs take
+_MOST_CREDIT_S = 5.0
 _RECENT_S = 2.0  # how old the word of source and sink may be in the status
 
 
@@ -135,8 +136,7 @@ class BenchmarkPredictivePerformanceBridge:
         with self._workshop.at_work() as parts:
             began = time.monotonic()
             summary = self._run(parts, request, _LEASE_PATIENCE_S, Watch(progress, stopping, started), source)
-            if not request.dry_run:  # whoever waits for the sync waits a tenth longer at most; what is left is taken up later
-                self._watch(parts, source, within_s=_WATCHED_PART * (time.monotonic() - began), stopping=stopping)
+            self._watch_a_little(parts, summary, began, source, stopping)
             return summary
 
     def adopt(self, *, assume_absent: bool = False, source: str | None = None) -> RunSummary:
@@ -196,7 +196,11 @@ class BenchmarkPredictivePerformanceBridge:
         A sync and the timer do so by themselves, in parts. Raises LedgerError, and SourceError when the benchmark file cannot be read now.
         """
         with self._workshop.at_work() as parts:
-            return parts.roster(source).watch(within_s=None, stopping=lambda: stopping() or parts.stopping.is_set()).points
+
+            def stop() -> bool:
+                return stopping() or parts.stopping.is_set()
+
+            return parts.roster(source).watch(within_s=None, at_least_some=True, stopping=stop).points
 
     # -- the process --------------------------------------------------------------------------------------------------------------------
 
@@ -423,30 +427,28 @@ class BenchmarkPredictivePerformanceBridge:
         limit = self.config.sync_limit if request.limit is None else request.limit
         return parts.roster(source).sync(request, limit=0 if request.adopt else limit, patience_s=patience_s, watch=watch)
 
-    def _watch(self, parts: Parts, source: str | None, *, within_s: float | None, stopping: Callable[[], bool] = lambda: False) -> None:
-        """What goes wrong with the histories must not look like a fault of the sync."""
-        if not self.config.regressions.enabled:
+    def _watch_a_little(self, parts: Parts, summary: RunSummary, began: float, source: str | None, stopping: Callable[[], bool]) -> None:
+        """Somebody waits for the sync, and for this with it: it has a tenth of the time of all syncs, and what it takes longer the next one has less.
+        What is left is taken up between cycles, after later syncs, or by `watch`."""
+        if not _ran(summary):
             return
-        parts.unwatched = True
-        try:
-            watched = parts.roster(source).watch(within_s=within_s, stopping=lambda: stopping() or parts.stopping.is_set())
-            parts.unwatched = watched.more or source is not None
-            if watched.findings:
-                _logger.info("histories changed", extra={"findings": watched.findings})
-        except BridgeError as error:
-            _logger.warning("results are taken up into the histories later: %s", error.message)
-        except Exception:  # the edge of a job
-            _logger.exception("results could not be taken up into the histories")
+        ended = time.monotonic()
+        parts.watch_credit_s = min(parts.watch_credit_s + _WATCHED_PART * (ended - began), _MOST_CREDIT_S)
+        if parts.watch_credit_s > 0:
+            parts.watch(source, within_s=parts.watch_credit_s, at_least_some=False, stopping=stopping)
+            parts.watch_credit_s -= time.monotonic() - ended
+        else:
+            parts.unwatched = True
 
     def _in_background(self, request: SyncRequest, source: str | None, watch: Watch) -> Iterator[RunSummary]:
         """The sync, and when that has been told what it means for the histories, and the report of it."""
         with self._workshop.at_work() as parts:
             yield self._run(parts, request, _START_PATIENCE_S, watch, source)
-            if not request.dry_run:
-                self._watch(parts, source, within_s=None)
+            parts.watch(source, within_s=None)
             self._write_report(parts)
 
     def _cycle(self, parts: Parts, kind: str) -> RunSummary | None:
+        began = time.monotonic()
         try:
             summary = self._run(parts, SyncRequest(kind=kind), _LEASE_PATIENCE_S, Watch())
         except LeaseBusy as error:
@@ -458,11 +460,8 @@ class BenchmarkPredictivePerformanceBridge:
         except BridgeError as error:
             _logger.error("the scheduled sync could not run: %s", error)
             return None
-        ran = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
-        there_was_something = any(one.run_id is not None for one in ran)
-        if there_was_something or parts.unwatched:
-            self._watch(parts, None, within_s=None)
-        if there_was_something:
+        if _ran(summary):  # there was something to do
+            self._watch_a_little(parts, summary, began, None, lambda: False)
             self._write_report(parts)
         return summary
 
@@ -485,6 +484,12 @@ class BenchmarkPredictivePerformanceBridge:
             "next_tick_at": iso(schedule.next_tick_at) if self.config.auto_sync_enabled and not schedule.paused else None,
             "last_tick_at": iso(schedule.last_tick_at),
         }
+
+
+def _ran(summary: RunSummary) -> bool:
+    """Whether there was a run, of any file."""
+    parts = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
+    return any(part.run_id is not None for part in parts)
 
 
 def _checked(request: SyncRequest) -> SyncRequest:

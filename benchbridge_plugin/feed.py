@@ -64,11 +64,11 @@ class Feed:
                     raise
             time.sleep(0.05)
 
-    def watch(self, *, within_s: float | None, stopping: Callable[[], bool]) -> Watched:
-        """Take up what was delivered into the histories. Nothing where they are not watched. Raises SourceError and LedgerError."""
+    def watch(self, *, within_s: float | None, at_least_some: bool, stopping: Callable[[], bool]) -> Watched:
+        """What Watcher.watch does; nothing where histories are not watched."""
         if self._watcher is None or self.file.error is not None:
             return Watched()
-        return self._watcher.watch(within_s=within_s, stopping=stopping)
+        return self._watcher.watch(within_s=within_s, at_least_some=at_least_some, stopping=stopping)
 
     def retry(self, *, rejected: bool, model: str | None, result_ids: Sequence[str] | None, reason: str | None) -> int:
         return self._ledger.deliveries.retry(self.source_id, rejected=rejected, model=model, result_ids=result_ids, reason=reason)

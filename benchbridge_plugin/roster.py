@@ -85,7 +85,7 @@ class Roster:
                     raise
             time.sleep(0.05)
 
-    def watch(self, *, within_s: float | None, stopping: Callable[[], bool]) -> Watched:
+    def watch(self, *, within_s: float | None, at_least_some: bool, stopping: Callable[[], bool]) -> Watched:
         """What Feed.watch does, of each file in its turn: the first error is raised when all have had theirs."""
         deadline = None if within_s is None else time.monotonic() + within_s
         done = Watched()
@@ -94,7 +94,8 @@ class Roster:
             if stopping() or (deadline is not None and time.monotonic() > deadline):
                 return replace(done, more=True)
             try:
-                part = feed.watch(within_s=None if deadline is None else deadline - time.monotonic(), stopping=stopping)
+                left_s = None if deadline is None else deadline - time.monotonic()
+                part = feed.watch(within_s=left_s, at_least_some=at_least_some, stopping=stopping)
             except SourceError as error:
                 errors.append(error)
                 continue

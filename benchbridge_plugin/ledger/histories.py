@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Select, and_, func, literal, or_, select, upd
 from benchbridge_plugin.events import Event
 from benchbridge_plugin.ledger.outbox import Outbox
 from benchbridge_plugin.ledger.regressions import Finding, Regressions
-from benchbridge_plugin.ledger.schema import deliveries, histories, runs, watches
+from benchbridge_plugin.ledger.schema import deliveries, histories, runs, standings, watches
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import State
 
@@ -90,6 +90,12 @@ class Histories:
         if first_open is not None:
             ended = ended.where(runs.c.run_id < first_open)
         return [dict(row) for row in connection.execute(ended).mappings()]
+
+    def rows(self, source_id: int) -> int:
+        """How many rows `delivered` has to look through."""
+        with self._store.reading() as connection:
+            counted = select(func.coalesce(func.sum(standings.c.results), 0)).where(standings.c.source_id == source_id)
+            return int(connection.execute(counted).scalar_one())
 
     def delivered(self, mark: Mark, limit: int) -> list[tuple[str, float]]:
         """The next results to take up: (id, when it was measured), in that order; of one time shorter ids first, so that 9 comes before 10."""

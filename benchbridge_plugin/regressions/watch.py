@@ -28,6 +28,9 @@ _logger = logging.getLogger(__name__)
 
 _PAGE = 50_000  # results that the ledger is asked for at a time: it looks through all of its rows for them
 _CHUNK = 5_000  # results that are read and written at a time
+_SMALLEST_CHUNK = 250
+_POINTS_PER_S = 5_000  # about, where somebody waits
+_ROWS_PER_S = 3_000_000  # that a ledger looks through, about
 _CONFIGURATION = ("model_name", "hardware_platform", "device_name", "precision", "mode", "batch_size", "sequence_length")
 
 
@@ -75,37 +78,51 @@ class Watcher:
         self._ledger = ledger
         self._source_id = source_id
         self._smallest = smallest
+        self._left: tuple[Mark | None, list[tuple[str, float]], bool] = (
+            None,
+            [],
+            False,
+        )  # of the last page, while nobody else moves the mark
 
-    def watch(self, *, within_s: float | None = None, stopping: Callable[[], bool] = lambda: False) -> Watched:
-        """Take up all that was delivered and is not taken up yet, or a part: a chunk at least, and then no more once `within_s` are over.
+    def watch(self, *, within_s: float | None = None, at_least_some: bool = True, stopping: Callable[[], bool] = lambda: False) -> Watched:
+        """Take up all that was delivered and is not taken up yet, or a part: no more once `within_s` are over, and a chunk `at_least_some`, or nothing
+        when to find out what there is would take longer than that.
 
         Raises SourceError and LedgerError; what was done before stays done.
         """
         deadline = None if within_s is None else time.monotonic() + within_s
         points = findings = 0
-        for chunk in self._chunks():
+        for chunk in self._chunks(_size(within_s), None if at_least_some else within_s):
             points += chunk.points
             findings += len(chunk.findings)
             if stopping() or (deadline is not None and time.monotonic() > deadline):
-                return Watched(points, findings, more=not self._ledger.histories.next(self._source_id).done)
-        return Watched(points, findings)
+                break
+        return Watched(points, findings, more=not self._ledger.histories.next(self._source_id).done)
 
-    def _chunks(self) -> Iterator[_Chunk]:
+    def _chunks(self, size: int, longest_s: float | None) -> Iterator[_Chunk]:
         """The chunks, each when it is written. Ends when there is no more, or somebody else is at it."""
         while not (mark := self._ledger.histories.next(self._source_id)).done:
-            page = self._ledger.histories.delivered(mark, _PAGE)
-            layout = self._source.layout(wait=False) if page else None  # a writer has the file: the next watch goes on
-            for start in range(0, len(page), _CHUNK):
-                assert layout is not None
-                moved = self._take_up(layout, mark, page[start : start + _CHUNK])
+            known, page, full = self._left
+            if known != mark or not page:
+                if longest_s is not None and self._ledger.histories.rows(self._source_id) > longest_s * _ROWS_PER_S:
+                    return
+                page = self._ledger.histories.delivered(mark, _PAGE)
+                full = len(page) == _PAGE
+            if not page:
+                if self._ledger.histories.finish(mark) is None:
+                    return
+                continue
+            layout = self._source.layout(wait=False)  # a writer has the file: the next watch goes on
+            while page:
+                moved = self._take_up(layout, mark, page[:size])
                 if moved is None:
                     return
                 chunk, mark = moved
-                if start + _CHUNK >= len(page) < _PAGE:
+                page = page[size:]
+                self._left = (mark, page, full)
+                if not page and not full:
                     self._ledger.histories.finish(mark)
                 yield chunk
-            if not page and self._ledger.histories.finish(mark) is None:
-                return
 
     def _take_up(self, layout: Layout, mark: Mark, page: Sequence[tuple[str, float]]) -> tuple[_Chunk, Mark] | None:
         rows = self._read(layout, [result_id for result_id, _ in page])
@@ -137,6 +154,11 @@ class Watcher:
                 columns["result_id"], keys, figures, columns["origin_run"], columns["origin_commit"], strict=True
             )
         }
+
+
+def _size(within_s: float | None) -> int:
+    """How many results to take up at a time: who has little time must not be kept by a large chunk."""
+    return _CHUNK if within_s is None else int(min(max(within_s * _POINTS_PER_S, _SMALLEST_CHUNK), _CHUNK))
 
 
 def packed(history: History) -> bytes:

@@ -96,10 +96,19 @@ def test_a_watch_whose_time_is_over_goes_on_later(world: World, monkeypatch: pyt
     measure(world.database, level(20, 40) + level(25, 10))
     world.sync(Scripted())
     monkeypatch.setattr(watching, "_CHUNK", 20)
+    monkeypatch.setattr(watching, "_SMALLEST_CHUNK", 20)
     assert watcher(world).watch(within_s=0) == Watched(20, 0, more=True)
     assert watcher(world).watch(within_s=0) == Watched(20, 0, more=True)
     assert watcher(world).watch(stopping=lambda: True) == Watched(10, 2)
     assert counts(world)["points"] == 50
+
+
+def test_who_has_no_time_to_find_out_what_there_is_leaves_it(world: World) -> None:
+    """The larger the ledger, the longer that takes; a sync is not kept waiting for it."""
+    measure(world.database, level(20, 10))
+    world.sync(Scripted())
+    assert watcher(world).watch(within_s=1e-9, at_least_some=False) == Watched(more=True)
+    assert watcher(world).watch(within_s=5.0, at_least_some=False) == Watched(10)
 
 
 def test_a_process_that_ends_in_the_middle_of_a_chunk_leaves_nothing_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
