@@ -91,9 +91,7 @@ class Regressions:
                 **values,
                 **times,
             }
-            made = connection.execute(regressions.insert().values(state=OPEN if what.worse else RESOLVED, **row))
-            assert made.inserted_primary_key
-            found.append(int(made.inserted_primary_key[0]))
+            found.append(_write(connection, {"state": OPEN if what.worse else RESOLVED, **row}))
         opened = _selected(connection, _shown().where(regressions.c.regression_id.in_(found), regressions.c.state == OPEN)) if found else ()
         return [events.regression_found(row["source"], now, row) for row in opened]
 
@@ -160,6 +158,18 @@ class Regressions:
             for row in connection.execute(statement):
                 counted[row.source_id][row.state] = row.found
         return counted
+
+
+def _write(connection: Connection, row: Mapping[str, Any]) -> int:
+    """A change that begins where an excursion did that is over is the same record, as it is now."""
+    place = and_(*(regressions.c[name] == row[name] for name in ("history_id", "metric", "first")))
+    known: int | None = connection.execute(select(regressions.c.regression_id).where(place)).scalar_one_or_none()
+    if known is not None:
+        connection.execute(update(regressions).where(place).values(**row, updated_by=None))
+        return known
+    made = connection.execute(regressions.insert().values(**row))
+    assert made.inserted_primary_key
+    return int(made.inserted_primary_key[0])
 
 
 def _shown() -> Select[Any]:

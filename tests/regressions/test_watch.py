@@ -13,7 +13,7 @@ import pytest
 
 from benchbridge_plugin.errors import SourceBusy
 from benchbridge_plugin.events import Event
-from benchbridge_plugin.ledger import Ledger
+from benchbridge_plugin.ledger import Changed, Finding, Kept, Ledger, Returned
 from benchbridge_plugin.model import Answer, Settlement, SyncRequest
 from benchbridge_plugin.regressions import watch as watching
 from benchbridge_plugin.regressions.watch import Watched, Watcher
@@ -316,3 +316,22 @@ def test_people_decide_and_may_decide_otherwise(world: World) -> None:
     assert world.ledger.regressions.counts([world.ledger.runs.source_id(world.name)]) == {
         world.ledger.runs.source_id(world.name): {"open": 2, "acknowledged": 0, "resolved": 0}
     }
+
+
+def test_a_change_that_begins_where_one_did_that_is_over_is_the_same_record(world: World) -> None:
+    """Nothing in a history can keep it from being taken up."""
+    measure(world.database, level(20, 40) + level(25, 10))
+    world.sync(Scripted())
+    watcher(world).watch()
+    (known,) = found(world, metric="latency")
+    source_id = world.ledger.runs.source_id(world.name)
+    side = {"result_id": "1", "measured_at": 0.0, "run": None, "commit": None}
+    (history,) = ledgers.read_rows(world.ledger_url, "SELECT digest, configuration, payload FROM histories")
+    digest = bytes(history["digest"])
+    kept = {digest: Kept(history["configuration"], bytes(history["payload"]))}
+    again = Changed("latency", 40, True, 0.5, 0.95, 20.0, 30.0, side, side, b"")
+    findings = [Finding(digest, Returned("latency", 40)), Finding(digest, again)]
+    mark = world.ledger.histories.mark(source_id)
+    assert world.ledger.histories.save(mark, (0.0, "50"), kept, findings, points=0, late=0) is not None
+    (now,) = found(world, metric="latency")
+    assert (now["id"], now["state"], now["size_percent"], now["updated_by"]) == (known["id"], "open", 50.0, None)
