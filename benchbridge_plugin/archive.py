@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchbridge_plugin.charts import accounting_bar, cell_level, history
+from benchbridge_plugin.regressions.words import configuration_of, side_of
 
 _MODELS_SHOWN = 200
 _HARDWARE_SHOWN = 16
@@ -32,5 +33,7 @@ def page_of(report: Mapping[str, Any]) -> str:
             refusals=report["refusals"][:_REASONS_SHOWN],
             more_refusals=len(report["refusals"]) - _REASONS_SHOWN,
             level=cell_level,
+            configuration=configuration_of,
+            side=side_of,
         )
     )

@@ -23,6 +23,7 @@ from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
+from benchbridge_plugin.regressions.watch import regression_with_history
 from benchbridge_plugin.roster import Roster, lease_as_json
 from benchbridge_plugin.story import Story, tell
 from benchbridge_plugin.verification import Verification
@@ -33,6 +34,8 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
+_WATCHED_PART = 0.1  # of the time that syncs take
+_MOST_CREDIT_S = 5.0
 _RECENT_S = 2.0  # how old the word of source and sink may be in the status
 
 
@@ -131,7 +134,10 @@ class BenchmarkPredictivePerformanceBridge:
         """
         request = _checked(request)
         with self._workshop.at_work() as parts:
-            return self._run(parts, request, _LEASE_PATIENCE_S, Watch(progress, stopping, started), source)
+            began = time.monotonic()
+            summary = self._run(parts, request, _LEASE_PATIENCE_S, Watch(progress, stopping, started), source)
+            self._watch_a_little(parts, summary, began, source, stopping)
+            return summary
 
     def adopt(self, *, assume_absent: bool = False, source: str | None = None) -> RunSummary:
         """Record as delivered what the predictive API already has, without sending anything: for a ledger that was lost. Raises as `sync` does.
@@ -183,6 +189,18 @@ class BenchmarkPredictivePerformanceBridge:
         """Compare ledger and sink. With `repair`, what is missing goes back to pending and is sent by the next run. Raises SinkError, LeaseBusy."""
         with self._workshop.at_work() as parts:
             return parts.roster(source).verify(self._workshop.ends().sink(), repair=repair, progress=progress)
+
+    def watch(self, *, source: str | None = None, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Take up all that was delivered into the histories of configurations, and look where they got worse. Returns how many results that were.
+
+        A sync and the timer do so by themselves, in parts. Raises LedgerError, and SourceError when the benchmark file cannot be read now.
+        """
+        with self._workshop.at_work() as parts:
+
+            def stop() -> bool:
+                return stopping() or parts.stopping.is_set()
+
+            return parts.roster(source).watch(within_s=None, at_least_some=True, stopping=stop).points
 
     # -- the process --------------------------------------------------------------------------------------------------------------------
 
@@ -282,6 +300,31 @@ class BenchmarkPredictivePerformanceBridge:
         roster = self._roster(source)
         since_day = int(roster.ledger.now() // 86_400) - days + 1 if days else 0
         return roster.ledger.scores.report([feed.source_id for feed in roster.feeds], since_day=since_day)
+
+    def regressions(
+        self,
+        *,
+        state: str | None = None,
+        model: str | None = None,
+        hardware: str | None = None,
+        metric: str | None = None,
+        worse: bool = True,
+        since: float | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        source: str | None = None,
+    ) -> Page:
+        """Where configurations got worse for good (`worse=False`: better), newest first, a page at a time."""
+        wanted = {"state": state, "model": model, "hardware": hardware, "metric": metric, "worse": worse, "since": since}
+        return self._roster(source).regressions(**wanted, limit=limit, before=None if cursor is None else int(cursor))
+
+    def regression(self, regression_id: int) -> dict[str, Any] | None:
+        """One of them, with `points` of its history: (number, when, figure), and `first_number`, where it changed."""
+        return regression_with_history(self._workshop.parts().ledger, regression_id)
+
+    def decide_regression(self, regression_id: int, state: str, note: str | None = None) -> dict[str, Any] | None:
+        """Somebody sets the state of a regression: `open`, `acknowledged` or `resolved`. None: there is no such regression."""
+        return self._workshop.parts().ledger.regressions.decide(regression_id, state, note)
 
     def story(self, result_id: str, *, source: str | None = None) -> Story:
         """Everything that is known of one result, within about 3 s. Over several files `source` names the one, else the first that has it."""
@@ -390,13 +433,28 @@ class BenchmarkPredictivePerformanceBridge:
         limit = self.config.sync_limit if request.limit is None else request.limit
         return parts.roster(source).sync(request, limit=0 if request.adopt else limit, patience_s=patience_s, watch=watch)
 
+    def _watch_a_little(self, parts: Parts, summary: RunSummary, began: float, source: str | None, stopping: Callable[[], bool]) -> None:
+        """Somebody waits for the sync, and for this with it: it has a tenth of the time of all syncs, and what it takes longer the next one has less.
+        What is left is taken up between cycles, after later syncs, or by `watch`."""
+        if not _ran(summary):
+            return
+        ended = time.monotonic()
+        parts.watch_credit_s = min(parts.watch_credit_s + _WATCHED_PART * (ended - began), _MOST_CREDIT_S)
+        if parts.watch_credit_s > 0:
+            parts.watch(source, within_s=parts.watch_credit_s, at_least_some=False, stopping=stopping)
+            parts.watch_credit_s -= time.monotonic() - ended
+        else:
+            parts.unwatched = True
+
     def _in_background(self, request: SyncRequest, source: str | None, watch: Watch) -> Iterator[RunSummary]:
-        """The sync, and when that has been told the report of it."""
+        """The sync, and when that has been told what it means for the histories, and the report of it."""
         with self._workshop.at_work() as parts:
             yield self._run(parts, request, _START_PATIENCE_S, watch, source)
+            parts.watch(source, within_s=None)
             self._write_report(parts)
 
     def _cycle(self, parts: Parts, kind: str) -> RunSummary | None:
+        began = time.monotonic()
         try:
             summary = self._run(parts, SyncRequest(kind=kind), _LEASE_PATIENCE_S, Watch())
         except LeaseBusy as error:
@@ -408,8 +466,8 @@ class BenchmarkPredictivePerformanceBridge:
         except BridgeError as error:
             _logger.error("the scheduled sync could not run: %s", error)
             return None
-        ran = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
-        if any(one.run_id is not None for one in ran):  # there was something to do
+        if _ran(summary):  # there was something to do
+            self._watch_a_little(parts, summary, began, None, lambda: False)
             self._write_report(parts)
         return summary
 
@@ -432,6 +490,12 @@ class BenchmarkPredictivePerformanceBridge:
             "next_tick_at": iso(schedule.next_tick_at) if self.config.auto_sync_enabled and not schedule.paused else None,
             "last_tick_at": iso(schedule.last_tick_at),
         }
+
+
+def _ran(summary: RunSummary) -> bool:
+    """Whether there was a run, of any file."""
+    parts = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
+    return any(part.run_id is not None for part in parts)
 
 
 def _checked(request: SyncRequest) -> SyncRequest:

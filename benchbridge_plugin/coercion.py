@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.urls import redact_url
+from benchbridge_plugin.watching import Watching, watching
 
 SECRETS = frozenset({"api_key", "bridge_api_key", "webhook_secret"})
 _LARGEST_NUMBER = 10**15
@@ -30,6 +31,8 @@ def coerce(key: str, hint: Any, value: Any, where: str) -> Any:
         return _paths(value, where)
     origin = get_origin(kind) or kind
     try:
+        if origin is Watching:
+            return watching(value)
         if origin is bool:
             return _bool(value)
         if origin in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
@@ -50,9 +53,14 @@ def coerce(key: str, hint: Any, value: Any, where: str) -> Any:
         ) from None
     except (TypeError, ValueError, RecursionError):
         pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of names"}.get(
-        origin, "an object of names, each given once"
-    )
+    wanted = {
+        Watching: 'an object such as {"enabled": true, "min_change": "5%"}',
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        tuple: "a list of names",
+    }.get(origin, "an object of names, each given once")
     raise ConfigError(f"{key} in {where} must be {wanted}, not {shown(key, value)}.", guidance="Correct it there.", key=key, where=where)
 
 

@@ -21,6 +21,7 @@ from benchbridge_plugin.events import TYPES
 from benchbridge_plugin.files import LEDGER_SUFFIX, Files
 from benchbridge_plugin.files import check as check_paths
 from benchbridge_plugin.urls import is_http_url, is_in_memory, is_webhook_url, redact_url
+from benchbridge_plugin.watching import Watching
 
 SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
@@ -107,6 +108,7 @@ class BridgeConfig:
     webhook_url: str | None = None
     webhook_secret: str | None = None
     webhook_events: tuple[str, ...] = TYPES
+    regressions: Watching = field(default_factory=Watching)
 
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -154,6 +156,8 @@ class BridgeConfig:
                 shown[item.name] = redact_url(value)
             elif isinstance(value, LoggingConfig):
                 shown[item.name] = {part.name: getattr(value, part.name) for part in fields(value)}
+            elif isinstance(value, Watching):
+                shown[item.name] = value.as_dict()
             elif isinstance(value, Mapping):
                 shown[item.name] = dict(value)
             else:

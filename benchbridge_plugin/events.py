@@ -16,7 +16,8 @@ from benchbridge_plugin.model import Accounting
 
 RUN_FINISHED = "run.finished"
 NEW_REFUSALS = "refusals.new"
-TYPES = (RUN_FINISHED, NEW_REFUSALS)
+REGRESSION_FOUND = "regression.found"
+TYPES = (RUN_FINISHED, NEW_REFUSALS, REGRESSION_FOUND)
 VERSION = 1
 
 
@@ -47,6 +48,11 @@ def run_finished(source: str, run: Mapping[str, Any], accounting: Accounting) ->
 def new_refusals(source: str, run_id: int, at: float, refusals: Sequence[Mapping[str, Any]]) -> Event:
     """`refusals`: `{"code", "count", "example"}` of each reason code that the source never had before."""
     return _event(NEW_REFUSALS, at, source, {"run_id": run_id, "refusals": list(refusals)})
+
+
+def regression_found(source: str, at: float, regression: Mapping[str, Any]) -> Event:
+    """`regression`: as the routes show it."""
+    return _event(REGRESSION_FOUND, at, source, {"regression": dict(regression)})
 
 
 def _event(kind: str, at: float, source: str, data: Mapping[str, Any]) -> Event:

@@ -14,6 +14,7 @@ from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import Holder, LeaseHolder, Ledger
 from benchbridge_plugin.model import Accounting, Progress, RunSummary, SyncRequest
 from benchbridge_plugin.process import identity
+from benchbridge_plugin.regressions.watch import Watched, Watcher
 from benchbridge_plugin.sync import SyncEngine
 from benchbridge_plugin.verification import Verification
 
@@ -30,11 +31,14 @@ class Watch:
 class Feed:
     """`file.error` says that there is nothing to read: then only the ledger is asked, and nothing is moved."""
 
-    def __init__(self, file: BenchmarkFile, source_id: int, engine: SyncEngine, ledger: Ledger, *, lease_s: float) -> None:
+    def __init__(
+        self, file: BenchmarkFile, source_id: int, engine: SyncEngine, ledger: Ledger, watcher: Watcher | None, *, lease_s: float
+    ) -> None:
         self.file = file
         self.source_id = source_id
         self.engine = engine
         self._ledger = ledger
+        self._watcher = watcher
         self._lease_s = lease_s
 
     @property
@@ -43,7 +47,7 @@ class Feed:
 
     def about(self, file: BenchmarkFile) -> Feed:
         """The same feed of a file that came or went."""
-        return Feed(file, self.source_id, self.engine, self._ledger, lease_s=self._lease_s)
+        return Feed(file, self.source_id, self.engine, self._ledger, self._watcher, lease_s=self._lease_s)
 
     # -- moving results -----------------------------------------------------------------------------------------------------------------
 
@@ -59,6 +63,12 @@ class Feed:
                 if error.fields.get("run_id") is not None or time.monotonic() > deadline or watch.stopping():
                     raise
             time.sleep(0.05)
+
+    def watch(self, *, within_s: float | None, at_least_some: bool, stopping: Callable[[], bool]) -> Watched:
+        """What Watcher.watch does; nothing where histories are not watched."""
+        if self._watcher is None or self.file.error is not None:
+            return Watched()
+        return self._watcher.watch(within_s=within_s, at_least_some=at_least_some, stopping=stopping)
 
     def retry(self, *, rejected: bool, model: str | None, result_ids: Sequence[str] | None, reason: str | None) -> int:
         return self._ledger.deliveries.retry(self.source_id, rejected=rejected, model=model, result_ids=result_ids, reason=reason)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pluggy
 
-from benchbridge_plugin.events import NEW_REFUSALS, RUN_FINISHED, Event
+from benchbridge_plugin.events import NEW_REFUSALS, REGRESSION_FOUND, RUN_FINISHED, Event
 
 PROJECT = "benchbridge"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -34,8 +34,16 @@ class Hooks:
     def benchbridge_refusals_found(self, event: dict[str, Any]) -> None:
         """A run met reason codes that this source never had. `event["data"]` has `run_id` and `refusals`."""
 
+    @hookspec
+    def benchbridge_regression_found(self, event: dict[str, Any]) -> None:
+        """A configuration got worse for good. `event["data"]` has `regression`."""
 
-_HOOKS: Mapping[str, str] = {RUN_FINISHED: "benchbridge_run_finished", NEW_REFUSALS: "benchbridge_refusals_found"}
+
+_HOOKS: Mapping[str, str] = {
+    RUN_FINISHED: "benchbridge_run_finished",
+    NEW_REFUSALS: "benchbridge_refusals_found",
+    REGRESSION_FOUND: "benchbridge_regression_found",
+}
 _manager: pluggy.PluginManager | None = None
 _lock = threading.Lock()
 

@@ -25,6 +25,8 @@ _THROUGHPUT = ("throughput_items_per_second",)
 _LATENCY = ("average_latency_ms", "latency_ms")
 _MEMORY = ("memory_peak_mb", "memory_mb", "peak_memory_mb")
 _RUN_STARTED = ("started_at", "start_time")
+_RUN = ("run_id", "run_group_id")
+_COMMIT = ("git_commit", "git_commit_hash", "commit_hash", "commit_sha", "commit")
 _SIMULATED = ("is_simulated", "simulation_mode")
 
 #: The roles in the order of the columns that a read returns, with the type each is cast to.
@@ -98,6 +100,7 @@ class Layout:
     id_column: str
     id_type: str
     columns: str
+    origins: str  # two columns more, origin_run and origin_commit: what histories keep of where a result comes from
     tables: str
     results_table: str
     roles: Mapping[str, str]  # role -> "table.column", for people
@@ -234,7 +237,8 @@ def detect(
         raise fail(
             "hardware", *((_RESULTS, ["hardware_type"]) if names.flat else (_HARDWARE, ["hardware_id -> hardware_platforms.hardware_type"]))
         )
-    if join("t", _RUNS, "run_id", ["run_id", "id"]):
+    has_runs = join("t", _RUNS, "run_id", ["run_id", "id"])
+    if has_runs:
         take("run_started", "t", _RUNS, _RUN_STARTED)
         take("run_success", "t", _RUNS, ["success"])
         take("run_status", "t", _RUNS, ["status"])
@@ -259,6 +263,11 @@ def detect(
         take("more_extras", "r", _RESULTS, names.extras[1:2])
     flag("simulated", "r", _RESULTS)
 
+    take("run", "r", _RESULTS, _RUN)
+    take("commit", "r", _RESULTS, _COMMIT)
+    if has_runs:
+        take("commit", "t", _RUNS, _COMMIT)
+    origins = ", ".join(f"CAST({expressions.get(name, 'NULL')} AS VARCHAR) AS origin_{name}" for name in ("run", "commit"))
     projection = ",\n       ".join(
         f"{_cast(expressions[role], kind)} AS {role}" if role in expressions else f"CAST(NULL AS {kind}) AS {role}"
         for role, kind in ROLES.items()
@@ -270,9 +279,10 @@ def detect(
         id_column=id_column,
         id_type=id_type,
         columns=projection,
+        origins=origins,
         tables="\n".join(joins),
         results_table=name_of(_RESULTS),
-        roles=origin,
+        roles={role: column for role, column in origin.items() if role in ROLES},
     )
 
 

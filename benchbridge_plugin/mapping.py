@@ -307,6 +307,21 @@ def _select(*columns: str) -> str:
 
 _CLASSIFY_SQL = _select(_IDENTITY, _CENSUS, "measured_at_us", _SUBJECT)
 _MEASURE_SQL = _select(_IDENTITY, _VERDICT, "measured_at_us", _MEASUREMENT)
+_FIGURES_SQL = _select(
+    "result_id",
+    "model_name",
+    "hardware_platform",
+    "device_name",
+    "precision_meant AS precision",
+    "mode",
+    "CAST(batch_meant AS BIGINT) AS batch_size",
+    "CAST(length_meant AS BIGINT) AS sequence_length",
+    "throughput_said AS throughput",
+    "latency_said AS latency",
+    "memory_said AS memory_usage",
+    "origin_run",
+    "origin_commit",
+)
 _SURVEY_SQL = _select(_IDENTITY, _CENSUS, "measured_at_us", _SUBJECT, _VERDICT, _MEASUREMENT)
 
 
@@ -379,6 +394,11 @@ class Mapper:
     def measure(self, rows: pa.Table, profile: SinkProfile) -> pa.Table:
         """The rows as a batch (model.BATCH_FIELDS) for a sink that takes what `profile` says."""
         return self._run(_MEASURE_SQL, rows, profile, None, None)
+
+    def figures(self, rows: pa.Table) -> pa.Table:
+        """What a history needs of each row, which was read with Layout.origins: result_id, the configuration it was measured with, its figures, where it
+        comes from. Nothing is hashed."""
+        return self._run(_FIGURES_SQL, rows, SinkProfile(), None, None)
 
     def survey(self, rows: pa.Table, profile: SinkProfile, *, cutoff_us: int | None, model: str | None) -> pa.Table:
         """The columns of `classify` and then all others of `measure`: each row is read and hashed once."""

@@ -30,6 +30,7 @@ class Reading:
     refused: Mapping[str, int] = field(default_factory=dict)  # by reason code
     holder: LeaseHolder | None = None
     events_waiting: int = 0
+    regressions: Mapping[str, int] = field(default_factory=dict)  # by state
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def read(ledger: Ledger, names: Mapping[int, str]) -> list[Reading]:
     meters = ledger.meters(list(names))
     holders = ledger.leases.holders(list(names.values()))
     waiting = ledger.outbox.waiting()
+    regressions = ledger.regressions.counts(list(names))
     readings = []
     for source_id, name in names.items():
         refused: Counter[str] = Counter()
@@ -54,8 +56,8 @@ def read(ledger: Ledger, names: Mapping[int, str]) -> list[Reading]:
             for row in ledger.accounts.refusals(source_id):
                 if row["state"] == STATE_NAMES[State.REJECTED]:
                     refused[str(row["code"])] += int(str(row["count"]))
-        reading = Reading(name, accountings[source_id], meters[source_id], refused, holders.get(name), waiting.get(source_id, 0))
-        readings.append(reading)
+        told = (holders.get(name), waiting.get(source_id, 0), regressions[source_id])
+        readings.append(Reading(name, accountings[source_id], meters[source_id], refused, *told))
     return readings
 
 
@@ -80,6 +82,7 @@ class _Figures(Collector):
         yield from self._work()
         yield from self._schedule()
         yield from self._events()
+        yield from self._regressions()
 
     def _results(self) -> Iterator[Metric]:
         results = GaugeMetricFamily("benchbridge_results", "Results by where they are.", labels=["source", "state"])
@@ -160,6 +163,15 @@ class _Figures(Collector):
                 sent.add_metric([reading.source, *labels], value)
             waiting.add_metric([reading.source], reading.events_waiting)
         yield from (sent, waiting)
+
+    def _regressions(self) -> Iterator[Metric]:
+        found = GaugeMetricFamily(
+            "benchbridge_regressions", "Configurations that got worse for good, by state.", labels=["source", "state"]
+        )
+        for reading in self._readings:
+            for state, count in reading.regressions.items():
+                found.add_metric([reading.source, state], count)
+        yield found
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -20,6 +20,7 @@ from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper, Rules
 from benchbridge_plugin.process import identity
+from benchbridge_plugin.regressions.watch import Watcher
 from benchbridge_plugin.roster import Roster
 from benchbridge_plugin.round import Turn
 from benchbridge_plugin.scheduler import SyncScheduler
@@ -29,6 +30,7 @@ from benchbridge_plugin.webhook import Webhook
 _logger = logging.getLogger(__name__)
 
 _COURIERS_PATIENCE_S = 5.0
+_WATCHED_BETWEEN_S = 1.0  # of the few seconds between two looks of the timer
 _LONGEST_LOOKBACK_DAYS = 100_000  # further back than any clock: the same as no limit
 
 #: What a forked child has from its parent. It must neither use it nor let it be closed: SQLite would take the parent's file for abandoned.
@@ -48,6 +50,8 @@ class Parts:
     courier: Courier
     stopping: threading.Event = field(default_factory=threading.Event)
     working: int = 0  # how many threads use them; guarded by the workshop's gate
+    unwatched: bool = True  # whether there may be something that no history has taken up yet
+    watch_credit_s: float = 0.0  # how long syncs may still be kept waiting for the histories
     turn: Turn = field(default_factory=Turn)
     feeds: dict[BenchmarkFile, Feed] = field(default_factory=dict)
 
@@ -82,8 +86,33 @@ class Parts:
                 policy=policy_of(self.config),
             )
             source_id = self.ledger.runs.source_id(file.name)
-            kept = self.feeds[replace(file, error=None)] = Feed(file, source_id, engine, self.ledger, lease_s=self.config.lease_s)
+            watcher = self._watcher(file, source_id) if self.config.regressions.enabled else None
+            kept = self.feeds[replace(file, error=None)] = Feed(file, source_id, engine, self.ledger, watcher, lease_s=self.config.lease_s)
         return kept if kept.file == file else kept.about(file)
+
+    def watch(
+        self, source: str | None = None, *, within_s: float | None, at_least_some: bool = True, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take up what was delivered into the histories, as far as the time goes. Raises nothing: what is wrong with a history must not look like a fault
+        of what was delivered."""
+        if not self.config.regressions.enabled:
+            return
+        self.unwatched = True
+        try:
+            watched = self.roster(source).watch(
+                within_s=within_s, at_least_some=at_least_some, stopping=lambda: stopping() or self.stopping.is_set()
+            )
+            self.unwatched = watched.more or source is not None
+            if watched.findings:
+                _logger.info("histories changed", extra={"findings": watched.findings})
+        except BridgeError as error:
+            _logger.info("results are taken up into the histories later: %s", error.message)
+        except Exception:  # the edge of a job
+            _logger.exception("results could not be taken up into the histories")
+
+    def _watcher(self, file: BenchmarkFile, source_id: int) -> Watcher:
+        source, mapper = self.ends.source_at(file.path), self.mapper.for_source(file.name)
+        return Watcher(source, mapper, self.ledger, source_id, smallest=self.config.regressions.smallest)
 
 
 _Kept = TypeVar("_Kept", Ends, Parts)
@@ -203,6 +232,8 @@ def _own(kept: _Kept | None) -> _Kept | None:
 def _between_cycles(parts: Parts) -> None:
     parts.courier.nudge()  # another process may have left events and ended
     _help(parts)
+    if parts.unwatched:
+        parts.watch(within_s=_WATCHED_BETWEEN_S)
 
 
 def webhook_of(config: BridgeConfig, now: Callable[[], float]) -> Webhook | None:

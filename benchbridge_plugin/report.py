@@ -18,8 +18,9 @@ from typing import Any
 from benchbridge_plugin.archive import page_of
 from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
 from benchbridge_plugin.errors import ConfigError
-from benchbridge_plugin.ledger import Ledger
+from benchbridge_plugin.ledger import OPEN, Ledger
 from benchbridge_plugin.model import ACCOUNTED, RunSummary
+from benchbridge_plugin.regressions.words import configuration_of, side_of
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ FORMATS: Mapping[str, str] = {
 _FILE_PREFIX = "benchbridge-report-"
 _FILE_NAME = re.compile(_FILE_PREFIX + r"\d{8}T\d{6}\.\d{6}Z\.json")
 _RUNS_SHOWN = 10
+REGRESSIONS_SHOWN = 20
 _MODELS_SHOWN = 40
 _FORMULA_STARTS = tuple("=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}")
 _MARKUP = re.compile(r"[\\`*\[\]|~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")  # a "_" inside a word is only a character
@@ -85,6 +87,10 @@ def counts(ledger: Ledger, source_id: int) -> dict[str, Any]:
         "coverage": ledger.accounts.coverage(source_id),
         "refusals": ledger.accounts.refusals(source_id),
         "quality": ledger.accounts.quality(source_id),
+        "regressions": {
+            **ledger.regressions.counts([source_id])[source_id],
+            "newest": ledger.regressions.listed([source_id], state=OPEN, limit=REGRESSIONS_SHOWN).rows,
+        },
     }
 
 
@@ -214,6 +220,10 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
     if report["quality"]:
         flags = [[name.replace("_", " "), count] for name, count in report["quality"].items()]
         parts += [heading("Delivered with a remark"), table(["remark", "results"], flags, markdown=markdown)]
+    if report["regressions"]["newest"]:
+        shown, found = report["regressions"]["newest"], report["regressions"]["open"]
+        more = [f"... and {found - len(shown)} more: benchbridge regressions"] if found > len(shown) else []
+        parts += [heading("Open regressions"), regressions_table(shown, markdown=markdown), *more]
     for title, key in (("Coverage by hardware", "hardware_coverage"), ("Coverage by model", "model_coverage")):
         names = list(report[key])
         rows = [
@@ -244,6 +254,27 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         headers = ["run", *(["file"] if several else []), "kind", "state", "started", "synced", "refused", "to be retried"]
         parts += [heading("Last runs"), table(headers, runs, markdown=markdown)]
     return "\n\n".join(parts) + "\n"
+
+
+def regressions_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """Regressions, a line each: what got worse, by how much, where, and between which results."""
+    headers = ["id", "state", "metric", "change %", "confidence", "model", "hardware", "configuration", "between", "found"]
+    listed = [
+        [
+            row["id"],
+            row["state"],
+            row["metric"].replace("_", " "),
+            f"{row['size_percent']:+.1f}",
+            row["confidence"],
+            row["model"],
+            row["hardware"],
+            configuration_of(row),
+            f"{side_of(row['last_good'])} and {side_of(row['first_changed'])}",
+            row["found_at"],
+        ]
+        for row in rows
+    ]
+    return table(headers, listed, markdown=markdown)
 
 
 def coverage_by(coverage: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:

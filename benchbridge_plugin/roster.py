@@ -13,11 +13,12 @@ from typing import Any
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin.as_json import accounting_as_json, iso
-from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceMissing
+from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError, SourceMissing
 from benchbridge_plugin.feed import Feed, Watch
 from benchbridge_plugin.files import BenchmarkFile
-from benchbridge_plugin.ledger import LeaseHolder, Ledger, Page
+from benchbridge_plugin.ledger import STATES, LeaseHolder, Ledger, Page
 from benchbridge_plugin.model import Accounting, RunSummary, State, SyncRequest
+from benchbridge_plugin.regressions.watch import Watched
 from benchbridge_plugin.round import Turn, in_turn, sync_all
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.totals import accounting_total, coverage_total, refusals_total, report_total
@@ -83,6 +84,25 @@ class Roster:
                 if error.fields.get("run_id") is not None or time.monotonic() > deadline or watch.stopping():
                     raise
             time.sleep(0.05)
+
+    def watch(self, *, within_s: float | None, at_least_some: bool, stopping: Callable[[], bool]) -> Watched:
+        """What Feed.watch does, of each file in its turn: the first error is raised when all have had theirs."""
+        deadline = None if within_s is None else time.monotonic() + within_s
+        done = Watched()
+        errors: list[SourceError] = []
+        for feed in self.feeds:
+            if stopping() or (deadline is not None and time.monotonic() > deadline):
+                return replace(done, more=True)
+            try:
+                left_s = None if deadline is None else deadline - time.monotonic()
+                part = feed.watch(within_s=left_s, at_least_some=at_least_some, stopping=stopping)
+            except SourceError as error:
+                errors.append(error)
+                continue
+            done = Watched(done.points + part.points, done.findings + part.findings, done.more or part.more)
+        if errors:
+            raise errors[0]
+        return done
 
     def retry(self, *, rejected: bool, model: str | None, result_ids: Sequence[str] | None, reason: str | None) -> int:
         return sum(feed.retry(rejected=rejected, model=model, result_ids=result_ids, reason=reason) for feed in self.feeds)
@@ -162,6 +182,10 @@ class Roster:
             total.update(self.ledger.accounts.quality(feed.source_id))
         return dict(total)
 
+    def regressions(self, **wanted: Any) -> Page:
+        """What Regressions.listed says of all feeds."""
+        return self.ledger.regressions.listed([feed.source_id for feed in self.feeds], **wanted)
+
     def report(self) -> dict[str, Any]:
         """The report. What keeps a file from being compared is in its note; it is raised when there is nothing to show for any file."""
         if self.only is not None:
@@ -180,7 +204,8 @@ class Roster:
     def _summed(self, errors: Mapping[int, BridgeError | None]) -> dict[str, Any]:
         accountings = self.accountings()
         said = self.sources(accountings, errors)
-        bare: dict[str, Any] = {"coverage": [], "refusals": [], "quality": {}}
+        nothing = {**dict.fromkeys(STATES, 0), "newest": []}
+        bare: dict[str, Any] = {"coverage": [], "refusals": [], "quality": {}, "regressions": nothing}
         counted = [reports.counts(self.ledger, feed.source_id) for feed in self.feeds] + [bare for _ in self.refused]
         unread = [part["name"] for part in said if part["note"]]
         note = (

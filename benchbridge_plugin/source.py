@@ -160,11 +160,11 @@ class BenchmarkSource:
                 start += size
                 yield table
 
-    def read(self, layout: Layout, result_ids: pa.Array, *, wait: bool = True) -> pa.Table:
-        """The rows with these result ids (text), in no order. Ids that are gone are left out."""
+    def read(self, layout: Layout, result_ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> pa.Table:
+        """The rows with these result ids (text), in no order. Ids that are gone are left out. `columns`: other ones than those of the roles."""
         wanted = pa.table({"id": result_ids})
         sql = (
-            f"SELECT {layout.columns}\nFROM {layout.tables}\n"
+            f"SELECT {columns or layout.columns}\nFROM {layout.tables}\n"
             f"SEMI JOIN temp.main.benchbridge_wanted AS w ON {layout.id_column} = TRY_CAST(w.id AS {layout.id_type})"
         )
         for _ in range(_HALF_MADE_OPENS):

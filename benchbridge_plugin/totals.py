@@ -8,8 +8,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from benchbridge_plugin.errors import exit_code_of
+from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import Accounting, FileSync, SyncRequest, SyncTotal
-from benchbridge_plugin.report import coverage_by, percentage
+from benchbridge_plugin.report import REGRESSIONS_SHOWN, coverage_by, percentage
 
 _COUNTS = [item.name for item in fields(Accounting) if item.type == "int"]
 _SUMS = ("considered", "synced", "rejected", "failed", "in_doubt", "skipped", "settled", "adopted", "unknown")
@@ -99,8 +100,16 @@ def report_total(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], s
         "coverage": coverage,
         "refusals": refusals_total(report["refusals"] for _, report in parts),
         "quality": dict(quality),
+        "regressions": regressions_total(report["regressions"] for _, report in parts),
         "sources": [{**said, "coverage": report["coverage"]} for said, report in parts],
     }
+
+
+def regressions_total(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts, and the newest of all."""
+    told = list(parts)
+    newest = sorted((row for part in told for row in part["newest"]), key=lambda row: -row["id"])
+    return {**{state: sum(part[state] for part in told) for state in STATES}, "newest": newest[:REGRESSIONS_SHOWN]}
 
 
 def coverage_total(parts: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -372,6 +372,7 @@ def test_every_key_is_documented_with_its_type_and_default_and_the_other_way_rou
         "str": "text",
         "tuple": "list of names",
         "Mapping": "object of names",
+        "Watching": "object",
     }
     others = {"benchmark_db_path": "text or list of texts", **dict.fromkeys(("api_key", "bridge_api_key", "webhook_secret"), "secret")}
     hints = get_type_hints(BridgeConfig)
@@ -380,7 +381,7 @@ def test_every_key_is_documented_with_its_type_and_default_and_the_other_way_rou
         assert variable == f"`BENCHBRIDGE_{key.upper()}`"
         assert json.loads(default.strip("`")) == shown[key], key
         assert meaning.endswith("."), key
-        hint = re.split(r"[\[|]", re.sub(r"<class '(\w+)'>", r"\1", str(hints[key])))[0].strip().rpartition(".")[2]
+        hint = re.split(r"[\[|]", re.sub(r"<class '([\w.]+)'>", r"\1", str(hints[key])))[0].strip().rpartition(".")[2]
         assert kind == others.get(key, words[hint]), key
 
 

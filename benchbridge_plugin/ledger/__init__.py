@@ -17,9 +17,11 @@ from benchbridge_plugin.ledger.comparisons import Comparison, Comparisons
 from benchbridge_plugin.ledger.contents import Content, Contents
 from benchbridge_plugin.ledger.deliveries import Deliveries
 from benchbridge_plugin.ledger.doubts import Doubts
+from benchbridge_plugin.ledger.histories import Histories, Kept, Mark
 from benchbridge_plugin.ledger.leases import Holder, Lease, LeaseHolder, Leases
 from benchbridge_plugin.ledger.meters import Meters
 from benchbridge_plugin.ledger.outbox import Outbox, Parcel
+from benchbridge_plugin.ledger.regressions import OPEN, STATES, Changed, Finding, Regressions, Returned
 from benchbridge_plugin.ledger.runs import Runs, Schedule
 from benchbridge_plugin.ledger.scores import Scores
 from benchbridge_plugin.ledger.shares import SHARE_SCHEMA, Ended, Share, Shares
@@ -28,20 +30,29 @@ from benchbridge_plugin.ledger.store import Store
 from benchbridge_plugin.ledger.whereabouts import Whereabouts
 
 __all__ = [
+    "OPEN",
     "SHARE_SCHEMA",
+    "STATES",
+    "Changed",
     "Claim",
     "Compared",
     "Comparison",
     "Content",
     "Ended",
+    "Finding",
+    "Histories",
     "Holder",
+    "Kept",
     "Lease",
     "LeaseHolder",
     "Ledger",
+    "Mark",
     "Meters",
     "Outbox",
     "Page",
     "Parcel",
+    "Regressions",
+    "Returned",
     "Schedule",
     "Share",
 ]
@@ -50,11 +61,11 @@ __all__ = [
 class Ledger:
     """`leases`: who may write; `runs`: what was done and when; `comparisons`: the file against the rows; `deliveries`: the rows and their steps;
     `doubts`: the rows in doubt; `shares`: parts of a run that others carry; `accounts`: what it all adds up to; `contents`: one result by itself;
-    `scores`: what was predicted of it;
-    `whereabouts`: where the files were; `outbox`: events that a webhook has to be told of.
+    `scores`: what was predicted of it; `whereabouts`: where the files were; `outbox`: events that a webhook has to be told of; `histories`: the figures
+    of each configuration over time; `regressions`: where they got worse.
 
     `now`: the wall clock. `kernel`: the machine's clock that never jumps (see steady.py); left out with a wall clock of one's own, it is not asked.
-    `events`: the types that are kept for a webhook. `told`: called with the events of a run that has ended.
+    `events`: the types that are kept for a webhook. `told`: called with the events of what has just been recorded.
     """
 
     def __init__(
@@ -73,6 +84,8 @@ class Ledger:
         self.accounts = Accounts(self._store)
         self.outbox = Outbox(self._store, now, events)
         self.runs = Runs(self._store, self.leases, now, self.accounts, self.outbox, told)
+        self.regressions = Regressions(self._store, now)
+        self.histories = Histories(self._store, self.regressions, self.outbox, told)
         self.comparisons = Comparisons(self._store, self.leases, now)
         self.deliveries = Deliveries(self._store, self.leases, now)
         self.doubts = Doubts(self._store, self.leases, now)

@@ -256,6 +256,61 @@ outbox = Table(
     sqlite_autoincrement=True,
 )
 
+# The histories of configurations, as much of each as is remembered (see histories.py), and up to where results have been taken up into them.
+histories = Table(
+    "histories",
+    metadata,
+    Column("history_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("digest", LargeBinary(16), nullable=False),  # of the configuration, which is a long key
+    Column("configuration", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    UniqueConstraint("source_id", "digest"),
+)
+watches = Table(
+    "watches",
+    metadata,
+    Column("source_id", Integer, ForeignKey("sources.source_id"), primary_key=True, autoincrement=False),
+    Column("run_id", Integer, nullable=False),  # what runs up to this one had delivered by `through` has been taken up
+    Column("through", Double, nullable=False),
+    Column(
+        "upto_run", Integer
+    ),  # what is being taken up now: the runs after run_id up to this one, in order of time, as far as the result below
+    Column("measured_at", Double),
+    Column("result_id", Text),
+    Column("points", BigInteger, nullable=False, server_default="0"),
+    Column("late", BigInteger, nullable=False, server_default="0"),
+)
+
+# Where a history changed for good (see regressions.py).
+regressions = Table(
+    "regressions",
+    metadata,
+    Column("regression_id", Integer, primary_key=True),
+    Column("source_id", Integer, ForeignKey("sources.source_id"), nullable=False),
+    Column("history_id", Integer, ForeignKey("histories.history_id"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("hardware", Text, nullable=False),
+    Column("metric", Text, nullable=False),
+    Column("worse", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("first", BigInteger, nullable=False),  # the number of the first changed point in its history
+    Column("size", Double, nullable=False),  # relative: 0.1 is 10 % more
+    Column("confidence", Double, nullable=False),
+    Column("before", Double, nullable=False),
+    Column("after", Double, nullable=False),
+    Column("last_good", Text, nullable=False),
+    Column("first_changed", Text, nullable=False),
+    Column("found_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("updated_by", Text),  # who set the state: a person, or the level that is back
+    Column("note", Text, nullable=False, server_default=""),
+    Column("points", LargeBinary, nullable=False),  # those around it, for a picture
+    UniqueConstraint("history_id", "metric", "first"),
+    Index("ix_regressions_state", "source_id", "worse", "state", "regression_id"),
+    sqlite_autoincrement=True,
+)
+
 
 # What was predicted of delivered results, one Arrow stream for each acknowledged batch, and how far the predictions were off: counts as JSON, by day and
 # by the groups of accuracy.py.
@@ -343,11 +398,25 @@ def _add_meters(connection: Connection) -> None:
         begin(connection)
 
 
+def _add_histories(connection: Connection) -> None:
+    """What is there already is taken up by the first watch."""
+    for table in (histories, watches, regressions):
+        table.create(connection, checkfirst=True)
+
+
 def _add_scores(connection: Connection) -> None:
     for table in (scores, forecast_errors):
         table.create(connection, checkfirst=True)
 
 
 #: Step n brings a ledger from version n to version n + 1; version 0 is an empty database. Steps are only ever appended.
-UPGRADES: Sequence[Callable[[Connection], None]] = (_create, _add_claims, _add_shares, _count_by_subject, _add_meters, _add_scores)
+UPGRADES: Sequence[Callable[[Connection], None]] = (
+    _create,
+    _add_claims,
+    _add_shares,
+    _count_by_subject,
+    _add_meters,
+    _add_histories,
+    _add_scores,
+)
 VERSION = len(UPGRADES)

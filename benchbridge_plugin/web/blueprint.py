@@ -12,18 +12,22 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from benchbridge_plugin import report as reports
 from benchbridge_plugin.as_json import result_as_json, run_as_json
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
+from benchbridge_plugin.regressions.history import METRICS
 from benchbridge_plugin.web import problems
 from benchbridge_plugin.web.arguments import InvalidArgument, body, query, source_of, within
 from benchbridge_plugin.web.auth import KeyRing
 from benchbridge_plugin.web.broken import METHODS, PREFIX
 from benchbridge_plugin.web.dashboard import NAME, create_pages
-from benchbridge_plugin.web.export import RESULT_COLUMNS, RUN_COLUMNS, as_csv, kind_of
+from benchbridge_plugin.web.export import REGRESSION_COLUMNS, RESULT_COLUMNS, RUN_COLUMNS, as_csv, flat, kind_of
+from benchbridge_plugin.web.openapi import CHANGES as KINDS
 from benchbridge_plugin.web.openapi import document
 from benchbridge_plugin.web.session import Sessions
 
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
+_LARGEST_ID = 2**31 - 1  # of a row
 _CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 
@@ -149,6 +153,41 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
             source=source_of(given, bridge.source_names()),
         )
         return jsonify({"retried": count, "note": "They are sent by the next sync."})
+
+    @routes.get("/regressions")
+    def regressions() -> ResponseReturnValue:
+        texts = dict.fromkeys(("state", "model", "hardware", "metric", "kind", "source", "format"), str)
+        given = query(request, {**texts, "limit": int, "before": int})
+        within(given, "limit", 1, 1_000)
+        shape, kind = kind_of(given), given.pop("kind", "regression")
+        for name, value, known in (("state", given.get("state"), STATES), ("metric", given.get("metric"), METRICS), ("kind", kind, KINDS)):
+            if value is not None and value not in known:
+                raise InvalidArgument(f"There is no {name} {value!r}.", guidance=f"Choose one of: {', '.join(known)}.")
+        before = given.pop("before", None)
+        source = source_of(given, bridge.source_names())
+        page = bridge.regressions(worse=kind == "regression", cursor=None if before is None else str(before), source=source, **given)
+        again: dict[str, Any] = {**request.args.to_dict(), "before": page.next_cursor}
+        following = url_for("benchbridge.regressions", **again) if page.next_cursor else None
+        if shape == "csv":
+            return as_csv(REGRESSION_COLUMNS, [flat(row) for row in page.rows], name="regressions", following=following)
+        return jsonify({"regressions": page.rows, "next": following})
+
+    @routes.get("/regressions/<int:regression_id>")
+    def regression(regression_id: int) -> ResponseReturnValue:
+        found = bridge.regression(min(regression_id, _LARGEST_ID))
+        return jsonify(found) if found is not None else no_such_regression(regression_id)
+
+    @routes.post("/regressions/<int:regression_id>")
+    def decide(regression_id: int) -> ResponseReturnValue:
+        given = body(request, {"state": str, "note": str})
+        if given.get("state") not in STATES:
+            raise InvalidArgument("state says what becomes of the regression.", guidance=f"Choose one of: {', '.join(STATES)}.")
+        found = bridge.decide_regression(min(regression_id, _LARGEST_ID), **given)
+        return jsonify(found) if found is not None else no_such_regression(regression_id)
+
+    def no_such_regression(regression_id: int) -> ResponseReturnValue:
+        detail = f"There is no regression {regression_id}."
+        return problems.problem(404, "no_such_regression", detail, guidance=f"GET {PREFIX}/regressions lists them.")
 
     @routes.get("/schedule")
     def schedule() -> ResponseReturnValue:

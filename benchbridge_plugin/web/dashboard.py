@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.errors import BridgeError, ConfigError
+from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import SyncRequest
 from benchbridge_plugin.web import export, problems
 from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, within
@@ -148,6 +149,14 @@ def create_pages(
     def predictions() -> ResponseReturnValue:
         return pages.predictions(common())
 
+    @routes.get("/view/regressions")
+    def regressions() -> ResponseReturnValue:
+        return pages.regressions(common())
+
+    @routes.get("/view/regressions/<int:regression_id>")
+    def regression(regression_id: int) -> ResponseReturnValue:
+        return pages.regression(common(), regression_id)
+
     @routes.get("/view/tables/<name>")
     def table(name: str) -> ResponseReturnValue:
         if (match := _TABLE.fullmatch(name)) is None:
@@ -190,6 +199,16 @@ def create_pages(
         chosen = [given["result_id"]] if "result_id" in given else None
         count = bridge.retry(rejected=True, reason=given.get("reason"), result_ids=chosen, source=source)
         return back(f"{count:,} {'result is' if count == 1 else 'results are'} pending again. The next sync sends them.")
+
+    @routes.post("/view/regressions")
+    def decide() -> ResponseReturnValue:
+        given = form(id=int, state=str, note=str)
+        within(given, "id", 0, 2**31 - 1)
+        if given.get("state") not in STATES or "id" not in given:
+            raise InvalidArgument("Nothing to decide was named.", guidance=f"Give an id, and a state of: {', '.join(STATES)}.")
+        if bridge.decide_regression(given["id"], given["state"], given.get("note", "")) is None:
+            raise NotFound(f"There is no regression {given['id']}.")
+        return back(f"The regression is {given['state']}.")
 
     return routes
 

@@ -49,6 +49,36 @@ RUN_COLUMNS = (
     "error_code",
     "message",
 )
+_SIDE = ("result_id", "measured_at", "run", "commit")
+REGRESSION_COLUMNS = (
+    "id",
+    "source",
+    "state",
+    "metric",
+    "unit",
+    "model",
+    "hardware",
+    "device",
+    "precision",
+    "mode",
+    "batch_size",
+    "sequence_length",
+    "size_percent",
+    "confidence",
+    "before",
+    "after",
+    "found_at",
+    *(f"{side}_{name}" for side in ("last_good", "first_changed") for name in _SIDE),
+    "updated_at",
+    "updated_by",
+    "note",
+)
+
+
+def flat(regression: Mapping[str, Any]) -> dict[str, Any]:
+    """A regression with what stands on both sides of it as columns of its own."""
+    sides = {f"{side}_{name}": regression[side][name] for side in ("last_good", "first_changed") for name in _SIDE}
+    return {**regression, **sides}
 
 
 def kind_of(given: dict[str, Any]) -> str:

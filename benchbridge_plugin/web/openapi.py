@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchbridge_plugin._version import __version__
+from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import STATE_NAMES
+from benchbridge_plugin.regressions.history import METRICS
 from benchbridge_plugin.report import FORMATS
 from benchbridge_plugin.web.arguments import LONGEST_ITEM, MOST_ITEMS
 from benchbridge_plugin.web.export import KINDS
 
 _Schema = Mapping[str, Any]
+CHANGES = ("regression", "improvement")
 
 _TEXT: _Schema = {"type": "string", "minLength": 1, "maxLength": 1000, "pattern": "^[^\\u0000]+$"}
 _SOURCE: _Schema = {**_TEXT, "description": "the name of one benchmark file; left out: all of them"}
@@ -115,6 +118,36 @@ def document() -> dict[str, Any]:
                 },
                 answers={200: _OBJECT, 400: problem, 413: problem, 415: problem, 422: problem},
             )
+        },
+        "/regressions": {
+            "get": _route(
+                "Where configurations got worse for good, newest first; with kind=improvement where they got better",
+                query={
+                    "state": {"type": "string", "enum": list(STATES)},
+                    "model": _TEXT,
+                    "hardware": _TEXT,
+                    "metric": {"type": "string", "enum": list(METRICS)},
+                    "kind": {"type": "string", "enum": list(CHANGES)},
+                    "limit": _PAGE,
+                    "before": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
+                    "source": _SOURCE,
+                    "format": _FORMAT,
+                },
+                answers={200: _table("regressions"), 422: problem},
+            )
+        },
+        "/regressions/{regression_id}": {
+            "get": _route(
+                "One regression, with the points of its history",
+                path={"regression_id": {"type": "integer", "minimum": 0}},
+                answers={200: _OBJECT, 404: problem},
+            ),
+            "post": _route(
+                "Acknowledge, resolve or open a regression",
+                path={"regression_id": {"type": "integer", "minimum": 0}},
+                body={"state": {"type": "string", "enum": list(STATES)}, "note": _TEXT},
+                answers={200: _OBJECT, 400: problem, 404: problem, 413: problem, 415: problem, 422: problem},
+            ),
         },
         "/schedule": {
             "get": _route("When the next cycle is due", answers={200: _OBJECT}),

@@ -17,6 +17,7 @@ from benchbridge_plugin.model import ACCOUNTED, STATE_NAMES
 from benchbridge_plugin.web import export
 from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, within
 from benchbridge_plugin.web.drawing import page
+from benchbridge_plugin.web.regression_pages import RegressionPages
 from benchbridge_plugin.web.session import Visitor
 
 _MODELS_SHOWN = 40
@@ -45,6 +46,7 @@ class Pages:
 
     def __init__(self, bridge: BenchmarkPredictivePerformanceBridge) -> None:
         self._bridge = bridge
+        self._regressions = RegressionPages(bridge)
 
     # -- pages --------------------------------------------------------------------------------------------------------------------------
 
@@ -195,6 +197,12 @@ class Pages:
             hardware=most("by_hardware", "hardware"),
             family=most("by_family", "family"),
         )
+
+    def regressions(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        return self._regressions.listed(common, self._sources(request.args.get("source") or None))
+
+    def regression(self, common: Mapping[str, Any], regression_id: int) -> ResponseReturnValue:
+        return self._regressions.one(common, self._sources(None), regression_id)
 
     # -- tables for other programs ------------------------------------------------------------------------------------------------------
 

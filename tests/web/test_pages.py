@@ -18,7 +18,17 @@ from benchbridge_plugin.web.drawing import POLICY
 from .conftest import KEY, RESULTS, Client, Host, MakeHost
 from .test_session import HTML, signed_in, token_of
 
-PAGES = ("/", "/view/coverage", "/view/refusals", "/view/results", "/view/result?id=1", "/view/runs", "/view/runs/1", "/view/predictions")
+PAGES = (
+    "/",
+    "/view/coverage",
+    "/view/refusals",
+    "/view/results",
+    "/view/result?id=1",
+    "/view/runs",
+    "/view/runs/1",
+    "/view/regressions",
+    "/view/predictions",
+)
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
@@ -43,7 +53,7 @@ def test_every_page_is_whole_and_says_what_it_is(synced: Host) -> None:
         assert answer.text.count("<h1>") == 1
         assert "<title>" in answer.text
         assert 'href="#content">Skip' in answer.text
-        for name in ("Overview", "Coverage", "Refusals", "Results", "Runs"):
+        for name in ("Overview", "Coverage", "Refusals", "Results", "Regressions", "Runs"):
             assert f">{name}</a>" in answer.text
         for address in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
             assert address.startswith(("/api/bridge/", "#")), address

@@ -15,6 +15,7 @@ ACTIONS = {
     "/view/sync": {},
     "/view/schedule": {"pause": "yes"},
     "/view/retry": {"reason": "hardware_unsupported"},
+    "/view/regressions": {"id": "1", "state": "open"},
     "/sign-out": {},
 }
 

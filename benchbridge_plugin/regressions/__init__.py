@@ -1,0 +1,1 @@
+"""Regressions: histories of configurations, and where they got worse for good."""
