@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
-from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
+from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
 from tests.conftest import MakeSink, World, doubts_of, fill, go_on, make_batch
 from tests.kit.base_contract import BaseContractServer
 from tests.liar import Liar
@@ -179,3 +181,37 @@ def test_each_thread_has_a_session_of_its_own_and_close_reaches_all(server: Base
     exchange.close()
     assert all(isinstance(answer, Reply) for answer in answers)
     assert len(answers) == 4
+
+
+def test_texts_that_no_database_keeps_are_replaced_wherever_they_stand(liar: Liar) -> None:
+    """In names, lists and values; everything else of the answer is as it came."""
+    liar.answers["/odd"] = (200, {"a\0": ["b\0", {"c": "\ud800"}, 1, None], "d": 2.5, "e": "plain"})
+    exchange = Exchange(liar.url, api_key=None, timeout_s=5.0)
+    answer = exchange.call("GET", "/odd")
+    exchange.close()
+    assert isinstance(answer, Reply)
+    assert answer.data == {"a\ufffd": ["b\ufffd", {"c": "\ufffd"}, 1, None], "d": 2.5, "e": "plain"}
+
+
+def test_an_answer_larger_than_any_is_given_up(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has the request; what it made of it is not known."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.exchange._LARGEST_ANSWER", 100_000)
+    exchange = Exchange(liar.url, api_key=None, timeout_s=5.0)
+    for size, kind in ((90_000, Reply), (200_000, NoAnswer)):
+        liar.answers["/large"] = (200, "x" * size)
+        assert isinstance(exchange.call("GET", "/large"), kind)
+    exchange.close()
+
+
+def test_a_server_that_takes_no_connection_was_not_sent_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue is full, and it does not look."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.exchange._CONNECT_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as queue:
+        for _ in range(8):
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        exchange = Exchange(f"http://127.0.0.1:{deaf.getsockname()[1]}", api_key=None, timeout_s=5.0)
+        answer = exchange.call("POST", "/record", json_body={})
+        exchange.close()
+    assert answer == NotSent("no connection within the time limit")

@@ -12,7 +12,7 @@ import pytest
 
 from benchbridge_plugin.errors import LeaseBusy, LeaseLost, LedgerError, SinkUnreachable
 from benchbridge_plugin.ledger import SHARE_SCHEMA, Ledger
-from benchbridge_plugin.model import Answer, Fate, Outcome, Receipt, Settlement, SyncRequest
+from benchbridge_plugin.model import Answer, Fate, Outcome, Receipt, Settlement, State, SyncRequest
 from benchbridge_plugin.sync import SyncEngine
 from tests.conftest import LEASE_S, Book, Clock, World, fill, make_batch
 from tests.kit import ledgers
@@ -383,6 +383,25 @@ def test_a_report_does_not_disturb_who_carries_on(world: World, hosts: Hosts) ->
     assert world.accounting.balanced
 
 
+def test_a_run_that_has_to_stop_does_not_wait_for_who_carries_a_part_of_it(world: World, hosts: Hosts, clock: Clock) -> None:
+    """The part stays with who has it; a later run waits for that, and sends what was left of it."""
+    fill(world, ROWS)
+    taken: list[Any] = []
+    hosts.leader_sink.before = once(lambda: taken.append(world.ledger.shares.take(world.name, "helper", 10 * LEASE_S)))
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(clock.slept) > 3)
+    (share,) = taken
+    assert (summary.state, summary.synced) == ("stopped", ROWS - len(share.results))
+    assert world.check_accounts().pending == len(share.results)
+    assert [offer.carried for offer in world.ledger.shares.offers(1)] == [True]
+    clock.slept.clear()
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(clock.slept) > 3)
+    assert (summary.state, summary.considered) == ("stopped", 0)
+    assert len(hosts.stored) == ROWS - len(share.results)
+    world.ledger.shares.finish(share, done=False)
+    assert hosts.leader().run(SyncRequest()).synced == len(share.results)
+    hosts.finished(ROWS)
+
+
 # -- the ledger's side ------------------------------------------------------------------------------------------------------------------
 
 
@@ -499,3 +518,26 @@ def test_nobody_else_can_run_while_the_run_that_shares_holds_the_lease(world: Wo
 
     hosts.leader_sink.before = once(try_to_run)
     assert hosts.leader().run(SyncRequest()).synced == ROWS
+
+
+def test_what_became_of_a_part_is_told_of_its_own_contents_and_its_own_run(book: Book, clock: Clock) -> None:
+    """A content from before is another result; what another run has ended is neither left to do nor this run's; what waits is left, as it was."""
+    book.compared(10)
+    older = make_batch({"content_hash": b"0" * 16}, first=1)
+    book.claim(older)
+    book.acknowledge(older)
+    ended, failed, mine = (make_batch({}, first=number) for number in (2, 3, 4))
+    for batch in (ended, failed):
+        book.claim(batch)
+    book.acknowledge(ended)
+    book.acknowledge(failed, {0: FAILED})
+    clock.advance(LEASE_S + 200)
+    book.holder = book.take("another run")
+    book.claim(mine)
+    book.acknowledge(mine)
+    told, left = book.ledger.shares.outcome(book.holder, book.source_id, part(1, 2, 3, 4))
+    assert [(result.result_id, result.state) for result in told] == [("4", State.DELIVERED)]
+    assert left.select(["result_id", "is_new", "attempts"]).to_pylist() == [
+        {"result_id": "1", "is_new": True, "attempts": 0},
+        {"result_id": "3", "is_new": False, "attempts": 1},
+    ]
