@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,7 @@ from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
 from tests.conftest import MakeSink, World, doubts_of, fill, go_on, make_batch
-from tests.kit.base_contract import BaseContractServer
+from tests.kit.base_contract import BASE, BaseContractServer
 from tests.liar import Liar
 
 UNSTORABLE = "\ud800 and \0"
@@ -215,3 +219,26 @@ def test_a_server_that_takes_no_connection_was_not_sent_anything(monkeypatch: py
         answer = exchange.call("POST", "/record", json_body={})
         exchange.close()
     assert answer == NotSent("no connection within the time limit")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_server_whose_certificate_nobody_vouches_for_is_not_sent_anything(liar: Liar, tmp_path: Path) -> None:
+    """With the certificate as `ca_bundle` it is; without one a key must not go to whoever answers."""
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=liar -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", made], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    liar._listener.socket = context.wrap_socket(liar._listener.socket, server_side=True)
+    answers = []
+    for ca_bundle in (None, str(made)):
+        exchange = Exchange(liar.url.replace("http:", "https:"), api_key="secret", timeout_s=5.0, ca_bundle=ca_bundle)
+        answers.append(exchange.call("GET", f"{BASE}/health"))
+        exchange.close()
+    refused, answered = answers
+    assert isinstance(refused, NotSent)
+    assert "certificate verify failed" in refused.why
+    assert isinstance(answered, Reply)
+    assert [headers["X-API-Key"] for headers in liar.headers] == ["secret"]

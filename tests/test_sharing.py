@@ -162,6 +162,41 @@ def test_without_sharing_nothing_is_offered_and_nobody_helps(world: World, hosts
     assert hosts.helper(share_work=False).help() == 0
 
 
+def test_two_parts_are_on_offer_at_a_time_and_none_when_the_run_has_ended(world: World, hosts: Hosts) -> None:
+    """Also when it was told to stop: nobody carries on what an operator has stopped."""
+    fill(world, ROWS)
+    seen: list[int] = []
+    hosts.leader_sink.before = lambda: seen.append(hosts.shares())
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(hosts.stored) >= BATCH)
+    assert (summary.state, summary.synced) == ("stopped", BATCH)
+    assert set(seen) == {2}
+    assert hosts.shares() == 0
+    assert hosts.helper().help() == 0
+    assert world.check_accounts().pending == ROWS - BATCH
+
+
+def test_a_helper_stays_until_the_run_has_ended(world: World, hosts: Hosts) -> None:
+    """While nothing is offered it looks again and again."""
+    fill(world, ROWS)
+    helped: list[int] = []
+
+    def help_and_wait() -> None:
+        looks: list[float] = []
+
+        def look(seconds: float) -> None:
+            looks.append(seconds)
+            world.clock.sleep(seconds)
+
+        helped.append(hosts.helper(sleep=look).help(stopping=lambda: len(looks) == 3))
+        assert len(looks) == 3
+
+    hosts.leader_sink.before = once(help_and_wait)
+    summary = hosts.leader().run(SyncRequest())
+    assert helped[0] > 0
+    assert summary.synced == ROWS
+    hosts.finished(ROWS)
+
+
 def test_a_small_run_is_not_worth_sharing(world: World, hosts: Hosts) -> None:
     fill(world, 30)
     seen: list[int] = []
