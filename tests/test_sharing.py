@@ -226,6 +226,20 @@ def test_what_the_helpers_file_does_not_have_is_sent_by_the_run(world: World, ho
     hosts.finished(ROWS)
 
 
+def test_what_a_helper_gives_back_unsent_is_sent_by_the_run_also_when_it_was_tried_before(world: World, hosts: Hosts) -> None:
+    """A run that says it has succeeded leaves nothing that was due."""
+    fill(world, ROWS)
+    hosts.leader_sink.fate = lambda result_id: FAILED
+    assert hosts.leader(share_work=False).run(SyncRequest()).failed == ROWS
+    hosts.stored.clear()
+    hosts.leader_sink.fate = lambda result_id: None
+    world.clock.advance(3_600)
+    hosts.leader_sink.before = once(lambda: hosts.helper().help(stopping=lambda: len(hosts.stored) > 7))
+    summary = hosts.leader().run(SyncRequest())
+    assert (summary.state, summary.synced) == ("succeeded", ROWS)
+    hosts.finished(ROWS)
+
+
 def test_what_fails_at_the_helper_is_the_runs_failure(world: World, hosts: Hosts) -> None:
     fill(world, ROWS)
     refused = Outcome(Fate.REJECTED, "refused_by_api", "no")
