@@ -129,6 +129,19 @@ def test_a_listing_that_is_cut_short_in_silence_proves_no_absence(liar: Liar, ht
     assert settlement.answer is Answer.UNKNOWN
 
 
+def test_of_a_listing_whose_larger_window_breaks_the_smaller_one_counts(liar: Liar, http_sink: MakeSink) -> None:
+    """What it showed is stored; what it did not show may lie below, and stays in doubt."""
+    shown = make_batch({})
+    mine = {"id": 7, "measurement_source": shown.column("source")[0].as_py()}
+    others = [{"id": number, "measurement_source": "somebody else"} for number in range(10, 1_009)]
+    windows = iter([(200, {"measurements": [*others, mine]})])
+    liar.answers[f"{BASE}/measurements"] = lambda body: next(windows, (500, {"detail": "NaN"}))
+    liar.answers[f"{BASE}/health"] = (404, {})
+    settlements = http_sink(liar.url).settle(doubts_of(make_batch({}, {})))
+    assert [(settlement.answer, settlement.measurement_id) for settlement in settlements] == [(Answer.STORED, "7"), (Answer.UNKNOWN, None)]
+    assert len(liar.asked("measurements")) == 2
+
+
 @pytest.mark.parametrize(
     "value",
     [[], {}, {"measurements": None}, {"measurements": "many"}, b"<!doctype html>", b"", b"[" * 100_000, b"\xff\xfe"],
@@ -241,4 +254,4 @@ def test_a_server_whose_certificate_nobody_vouches_for_is_not_sent_anything(liar
     assert isinstance(refused, NotSent)
     assert "certificate verify failed" in refused.why
     assert isinstance(answered, Reply)
-    assert [headers["X-API-Key"] for headers in liar.headers] == ["secret"]
+    assert [(headers["X-API-Key"], headers["User-Agent"]) for headers in liar.headers] == [("secret", "benchbridge")]
