@@ -381,6 +381,20 @@ def test_a_new_file_that_somebody_writes_is_opened_when_they_have_done(path: Pat
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
 
 
+def test_a_new_file_that_somebody_keeps_to_himself_is_said_to_be_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After as long as is waited for any other lock."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, closing(Ledger(f"sqlite:///{path}")) as late:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE theirs (x)")
+        passing = Clock(0.0)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store._BUSY_TIMEOUT_S", 0)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store.time.monotonic", passing)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store.time.sleep", passing.sleep)
+        with pytest.raises(LedgerError, match="database is locked"):
+            late.check()
+        assert len(passing.slept) == 1
+
+
 def test_readers_do_not_wait_for_a_writer_and_see_whole_transactions(ledger: Ledger, clock: Clock) -> None:
     """While a claim is open, the accounting is answered, with the figures of before."""
     book = Book(ledger, clock)
