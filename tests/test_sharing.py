@@ -373,6 +373,27 @@ def test_the_helper_of_a_run_that_was_taken_over_stops_and_the_new_run_waits_for
     hosts.finished(ROWS)
 
 
+def test_a_run_that_has_to_stop_leaves_to_a_helper_what_that_is_sending(world: World, hosts: Hosts) -> None:
+    """It must not be taken for lost while its process is alive and waited for."""
+    fill(world, ROWS)
+    mortal = Mortal(world, hosts.leader_sink)
+    hosts.ledgers.append(mortal.ledger)
+    mortal.after(mortal, "send")
+    with pytest.raises(Killed):
+        world.engine(mortal, ledger=mortal.ledger, owner="leader", **POLICY).run(SyncRequest())
+    world.clock.advance(LEASE_S + 1)
+    ended: list[str] = []
+
+    def take_over_and_stop() -> None:
+        ended.append(hosts.leader().run(SyncRequest(), stopping=lambda: len(world.clock.slept) > 3).state)
+
+    hosts.helper_sink.before = once(take_over_and_stop)
+    with pytest.raises(LeaseLost, match="another has taken over bench"):
+        hosts.helper().help()
+    assert ended == ["stopped"]
+    assert [world.state_of(result_id) for result_id in hosts.stored[BATCH:]] == [["delivered"]] * BATCH
+
+
 def test_a_helper_that_was_frozen_past_its_lease_cannot_write(world: World, hosts: Hosts) -> None:
     """What it had sent is found at the API."""
     fill(world, ROWS)
