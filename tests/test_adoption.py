@@ -78,6 +78,21 @@ def test_the_wait_before_adopting_ends_when_the_run_has_to_stop(
     assert world.sync(sink).adopted == 3
 
 
+@pytest.mark.parametrize(("already_s", "waits_s"), [(0.0, 5.0), (3.0, 2.0), (60.0, 0.0), (-60.0, 5.0)])
+def test_the_wait_before_adopting_counts_from_the_start_of_the_process(
+    world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock, already_s: float, waits_s: float
+) -> None:
+    """What passed since then is not waited for again, and a clock that was put back lengthens nothing."""
+    fill(world, 2)
+    sink = http_sink(server.url)
+    world.sync(sink, limit=1)
+    lose_ledger(world)
+    engine = world.engine(sink, settle_after_s=5.0)
+    clock.advance(already_s)
+    assert engine.run(SyncRequest()).adopted == 1
+    assert sum(clock.slept) == pytest.approx(waits_s)
+
+
 def test_adopting_looks_at_everything_whatever_the_run_is_about(
     world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock
 ) -> None:

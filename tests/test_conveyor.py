@@ -355,6 +355,20 @@ def test_when_the_run_has_to_stop_what_was_claimed_ahead_is_given_back(line: Lin
         assert {row["attempts"] for row in line.book.rows() if row["result_id"] in ids_of(2)} == {1}
 
 
+def test_refusals_that_were_claimed_ahead_stand_when_the_run_has_to_stop(line: Line) -> None:
+    """There is nothing to give back of a batch that the mapping refused as a whole, and its refusals are counted."""
+
+    def stop(number: int) -> None:
+        wait_for(line.claimed[2])
+        line.stop.set()
+
+    line.sink.during = stop
+    line.carry([batch_of(number=1), batch_of(*[REFUSED] * SIZE, number=2)])
+    assert line.sink.batches == [ids_of(1)]
+    assert [line.state_of(number) for number in (1, 2)] == [{"delivered"}, {"rejected"}]
+    assert (line.tally.synced, line.tally.rejected, line.tally.reasons) == (SIZE, SIZE, {"hardware_unsupported": SIZE})
+
+
 def test_a_run_that_has_to_stop_before_its_first_batch_sends_nothing(line: Line) -> None:
     """Whoever makes the batches is told."""
     conveyor = line.conveyor()

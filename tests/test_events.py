@@ -203,6 +203,11 @@ def test_two_processes_do_not_send_the_same_and_a_dead_ones_is_sent_by_another(b
     again = book.ledger.outbox.take(60.0)
     assert again is not None
     assert (again.event_id, again.attempts) == (taken.event_id, 2)
+    book.ledger.outbox.put_back(taken, book.clock() + 1_000.0)  # a late failure is not the other's
+    assert book.ledger.outbox.next_due_at() == book.clock() + 60.0
+    book.ledger.outbox.delivered(again)
+    book.ledger.outbox.delivered(taken)
+    assert outcomes(book) == {("run.finished", "failed"): 1, ("run.finished", "delivered"): 1}
 
 
 def test_nobody_there_is_a_failed_attempt_and_no_error(book: Book) -> None:

@@ -17,7 +17,7 @@ from benchbridge_plugin.errors import SourceInvalid
 from benchbridge_plugin.model import Answer, Receipt, Settlement, SinkProfile, SyncRequest
 from benchbridge_plugin.source import BenchmarkSource
 from tests.conftest import Clock, World, fill
-from tests.scripted import Scripted
+from tests.scripted import IN_DOUBT, Scripted
 from tests.test_comparison import without_key
 from tests.test_sync_crashes import Mortal, run_until_killed
 
@@ -328,6 +328,18 @@ def test_a_pass_that_is_stopped_after_its_last_row_was_read_has_counted_all(worl
     world.sync()
     assert (world.accounting.delivered, world.accounting.skipped) == (11, 1)
     check_counts(world)
+
+
+def test_a_doubt_of_a_pass_is_settled_before_the_run_ends(world: World, sink: Quick) -> None:
+    """What the sink turns out to have counts as synced; the absence of another does not count yet."""
+    fill(world, 6)
+    sink.fate = lambda result_id: {"2": IN_DOUBT, "4": IN_DOUBT}.get(result_id)
+    sink.settlement = lambda doubt: Settlement(Answer.STORED, "m-late") if doubt.result_id == "2" else Settlement(Answer.ABSENT)
+    summary = world.sync()
+    assert (summary.state, summary.synced, summary.failed, summary.in_doubt) == ("partial", 5, 1, 1)
+    assert summary.reasons == {"no_answer": 1}
+    assert (world.state_of(2), world.state_of(4)) == (["delivered"], ["sending"])
+    assert [row["measurement_id"] for row in world.rows() if row["result_id"] == "2"] == ["m-late"]
 
 
 DEATHS: Mapping[str, Callable[[Mortal], None]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchbridge_plugin.errors import SinkUnreachable
+from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Fate, Receipt
 from benchbridge_plugin.sinks.exchange import Exchange
 from benchbridge_plugin.sinks.http import HttpSink
@@ -153,6 +153,19 @@ def test_parts_under_way_when_one_fails_are_judged_by_their_own_answers_and_noth
     assert said[None] == sum(counted.got.values()) - 2
     assert said[Fate.NOT_SENT] == 200 - sum(counted.got.values())
     assert counted.all <= 8
+
+
+@pytest.mark.usefixtures("fast")
+def test_of_parts_that_were_refused_as_a_whole_none_is_tried_once_the_server_is_not_usable(liar: Liar, http_sink: MakeSink) -> None:
+    """The first row of the first of them meets a server that does not let us in: neither it nor the other part was sent."""
+    counted = Counted(liar, lambda number: (422, {"detail": "one is wrong"}) if number in (2, 3) else None)
+    liar.answers[SINGLE] = (401, {"detail": "no"})
+    sink = http_sink(liar.url)
+    sink.profile()
+    receipt = sink.send(make_batch(*[{}] * 200), stopping=go_on)
+    assert isinstance(receipt.stop, SinkDenied)
+    assert len(liar.asked("record-measurement")) == counted.all + 1
+    assert fates(receipt) == {None: 2 * (counted.all - 2), Fate.NOT_SENT: 200 - 2 * (counted.all - 2)}
 
 
 @pytest.mark.usefixtures("fast")

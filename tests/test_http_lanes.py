@@ -7,6 +7,8 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from socketserver import BaseServer
 from typing import Any
 
 import pytest
@@ -70,6 +72,7 @@ def test_a_few_requests_are_under_way_at_a_time_and_never_more(liar: Liar, http_
     receipt = sink.send(make_batch(*[{}] * 120), stopping=go_on)
     assert (counted.all, counted.most) == (120, CONNECTIONS)
     assert (receipt.exceptions, receipt.stop) == ({}, None)
+    assert not [thread for thread in threading.enumerate() if thread.name == "benchbridge-lane"], "a thread was left behind"
 
 
 @pytest.mark.parametrize("connections", [1, 2, 3])
@@ -98,6 +101,18 @@ def test_a_server_that_serves_one_connection_after_the_other_gets_one(
     closing.set()
     assert counted.most == 1
     assert liar.requests.count("/health") == 1
+
+
+def test_whether_another_connection_is_served_is_asked_on_that_one(
+    liar: Liar, http_sink: MakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that keeps to one connection until it is closed answers every question on it."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.singly._PROOF_S", 0.05)
+    monkeypatch.setattr(liar._listener, "process_request", partial(BaseServer.process_request, liar._listener))
+    counted = Counted(liar)
+    sink = http_sink(liar.url, clock=growing())
+    receipt = sink.send(make_batch(*[{}] * 30), stopping=go_on)
+    assert (receipt.exceptions, counted.all) == ({}, 30)
 
 
 def test_a_connection_carries_a_row_once_it_has_been_answered(server: BaseContractServer, http_sink: MakeSink) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
-from benchbridge_plugin.sinks.exchange import Exchange, NotSent, Reply
+from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
 from tests.conftest import MakeSink, World, doubts_of, fill, go_on, make_batch
-from tests.kit.base_contract import BaseContractServer
+from tests.kit.base_contract import BASE, BaseContractServer
 from tests.liar import Liar
 
 UNSTORABLE = "\ud800 and \0"
@@ -123,6 +129,19 @@ def test_a_listing_that_is_cut_short_in_silence_proves_no_absence(liar: Liar, ht
     assert settlement.answer is Answer.UNKNOWN
 
 
+def test_of_a_listing_whose_larger_window_breaks_the_smaller_one_counts(liar: Liar, http_sink: MakeSink) -> None:
+    """What it showed is stored; what it did not show may lie below, and stays in doubt."""
+    shown = make_batch({})
+    mine = {"id": 7, "measurement_source": shown.column("source")[0].as_py()}
+    others = [{"id": number, "measurement_source": "somebody else"} for number in range(10, 1_009)]
+    windows = iter([(200, {"measurements": [*others, mine]})])
+    liar.answers[f"{BASE}/measurements"] = lambda body: next(windows, (500, {"detail": "NaN"}))
+    liar.answers[f"{BASE}/health"] = (404, {})
+    settlements = http_sink(liar.url).settle(doubts_of(make_batch({}, {})))
+    assert [(settlement.answer, settlement.measurement_id) for settlement in settlements] == [(Answer.STORED, "7"), (Answer.UNKNOWN, None)]
+    assert len(liar.asked("measurements")) == 2
+
+
 @pytest.mark.parametrize(
     "value",
     [[], {}, {"measurements": None}, {"measurements": "many"}, b"<!doctype html>", b"", b"[" * 100_000, b"\xff\xfe"],
@@ -179,3 +198,60 @@ def test_each_thread_has_a_session_of_its_own_and_close_reaches_all(server: Base
     exchange.close()
     assert all(isinstance(answer, Reply) for answer in answers)
     assert len(answers) == 4
+
+
+def test_texts_that_no_database_keeps_are_replaced_wherever_they_stand(liar: Liar) -> None:
+    """In names, lists and values; everything else of the answer is as it came."""
+    liar.answers["/odd"] = (200, {"a\0": ["b\0", {"c": "\ud800"}, 1, None], "d": 2.5, "e": "plain"})
+    exchange = Exchange(liar.url, api_key=None, timeout_s=5.0)
+    answer = exchange.call("GET", "/odd")
+    exchange.close()
+    assert isinstance(answer, Reply)
+    assert answer.data == {"a\ufffd": ["b\ufffd", {"c": "\ufffd"}, 1, None], "d": 2.5, "e": "plain"}
+
+
+def test_an_answer_larger_than_any_is_given_up(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has the request; what it made of it is not known."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.exchange._LARGEST_ANSWER", 100_000)
+    exchange = Exchange(liar.url, api_key=None, timeout_s=5.0)
+    for size, kind in ((90_000, Reply), (200_000, NoAnswer)):
+        liar.answers["/large"] = (200, "x" * size)
+        assert isinstance(exchange.call("GET", "/large"), kind)
+    exchange.close()
+
+
+def test_a_server_that_takes_no_connection_was_not_sent_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue is full, and it does not look."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.exchange._CONNECT_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as queue:
+        for _ in range(8):
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        exchange = Exchange(f"http://127.0.0.1:{deaf.getsockname()[1]}", api_key=None, timeout_s=5.0)
+        answer = exchange.call("POST", "/record", json_body={})
+        exchange.close()
+    assert answer == NotSent("no connection within the time limit")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_server_whose_certificate_nobody_vouches_for_is_not_sent_anything(liar: Liar, tmp_path: Path) -> None:
+    """With the certificate as `ca_bundle` it is; without one a key must not go to whoever answers."""
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=liar -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", made], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    liar._listener.socket = context.wrap_socket(liar._listener.socket, server_side=True)
+    answers = []
+    for ca_bundle in (None, str(made)):
+        exchange = Exchange(liar.url.replace("http:", "https:"), api_key="secret", timeout_s=5.0, ca_bundle=ca_bundle)
+        answers.append(exchange.call("GET", f"{BASE}/health"))
+        exchange.close()
+    refused, answered = answers
+    assert isinstance(refused, NotSent)
+    assert "certificate verify failed" in refused.why
+    assert isinstance(answered, Reply)
+    assert [(headers["X-API-Key"], headers["User-Agent"]) for headers in liar.headers] == [("secret", "benchbridge")]

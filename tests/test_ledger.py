@@ -370,6 +370,9 @@ def test_a_source_without_results_sees_nothing_of_another(book: Book, clock: Clo
     assert comparisons.current_ids(number, "", 10) == []
     assert comparisons.count_current(number) == 0
     assert book.ledger.doubts.page(number) == []
+    clock.advance(1_000)
+    assert len(comparisons.due(book.source_id, 10)) > 0
+    assert len(comparisons.due(number, 10)) == 0
     assert not accounts.waiting(number, clock() + 1_000)
     assert list(accounts.every_key(number)) == []
     assert (accounts.coverage(number), accounts.refusals(number), accounts.quality(number)) == ([], [], {})
@@ -396,6 +399,17 @@ def test_a_claim_that_meets_a_known_row_changes_nothing(book: Book, written: boo
     assert (book.rows(), book.accounting) == before
     book.claim(make_batch({"model_name": "never seen"}, first=9))  # a number that was rolled back is not remembered
     assert {row["model"] for row in book.rows()} == {"gpt2", "never seen"}
+
+
+def test_a_claim_of_one_content_twice_changes_nothing(book: Book) -> None:
+    """It would be sent twice."""
+    book.compared(4)
+    with pytest.raises(LedgerError):
+        book.claim(pa.concat_tables([make_batch({}, {}), make_batch({}, first=2)]))
+    assert (book.rows(), book.accounting.pending) == ([], 4)
+    assert not book.ledger.comparisons.has_rows(book.source_id)
+    book.claim(make_batch({}))
+    assert book.ledger.comparisons.has_rows(book.source_id), "one result on its way is something that the ledger knows"
 
 
 def test_a_claim_of_a_row_that_is_not_waiting_changes_nothing(book: Book) -> None:

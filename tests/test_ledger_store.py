@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from sqlalchemy.exc import OperationalError
 from benchbridge_plugin.errors import LedgerError, LedgerNewer
 from benchbridge_plugin.ledger import Ledger, schema
 from benchbridge_plugin.ledger.store import Store
-from benchbridge_plugin.model import Fate, Outcome
-from tests.conftest import Book, Clock, make_batch
+from benchbridge_plugin.model import Fate, Outcome, RunSummary
+from tests.conftest import REFUSED, Book, Clock, make_batch
+from tests.kit.ledgers import out_of_step
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -109,10 +110,25 @@ def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Led
     assert query(backup, "SELECT count(*) FROM deliveries") == query(backup, "SELECT count(*) FROM claims") == [(1,)]
 
 
-def make_first_version(path: Path) -> None:
-    """What the first version made: no table of claims."""
-    change(path, "DROP TABLE claims")
-    change(path, "UPDATE ledger_meta SET value = '1' WHERE name = 'version'")
+#: What each version of the ledger added, taken away again.
+ADDED: dict[int, Sequence[str]] = {
+    5: ("DROP TABLE meters", "DROP TABLE outbox"),
+    4: (
+        "DROP INDEX ix_deliveries_refused",
+        "DROP TABLE standings",
+        "CREATE TABLE standings (source_id INTEGER, state INTEGER, results INTEGER)",
+    ),
+    3: ("DROP TABLE shares", "ALTER TABLE claims DROP COLUMN share_id", "DROP TABLE standings"),
+    2: ("DROP TABLE claims", "DROP TABLE seen_ids", "ALTER TABLE sources DROP COLUMN looked"),
+}
+
+
+def make_older(path: Path, version: int) -> None:
+    """The ledger as a program of that version would have left it."""
+    for later in range(schema.VERSION, version, -1):
+        for step in ADDED[later]:
+            change(path, step)
+    change(path, f"UPDATE ledger_meta SET value = '{version}' WHERE name = 'version'")
 
 
 def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledger: Ledger, path: Path) -> None:
@@ -126,7 +142,7 @@ def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledge
     book.claim(batch.slice(2), new=False)  # a row that is being sent, as in the first version every row was
     before, accounts = book.rows(), book.accounting
     ledger.close()
-    make_first_version(path)
+    make_older(path, 1)
     upgraded = Ledger(f"sqlite:///{path}", now=Clock())
     again = Book(upgraded, Clock(), "another source")
     again.source_id, again.holder = book.source_id, book.holder
@@ -145,6 +161,36 @@ def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledge
     upgraded.close()
 
 
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_a_ledger_of_any_version_keeps_its_rows_and_figures_when_it_is_upgraded(
+    ledger: Ledger, path: Path, clock: Clock, version: int
+) -> None:
+    """What can be worked out from its rows and runs is there at once; what was refused before is no news; what is on its way stays in doubt."""
+    book = Book(ledger, clock)
+    book.compared(6)
+    batch = make_batch({"quality": 1}, {}, REFUSED)
+    book.claim(batch)
+    book.acknowledge(batch, {1: Outcome(Fate.REJECTED, "refused_by_api", "no")})
+    ledger.runs.finish(RunSummary(book.holder.run_id, "partial", "python", False, clock(), None, synced=1, rejected=2, adopted=3))
+    if version > 1:  # before that there were no claims
+        book.claim(make_batch({}, first=5))
+    rows, accounts, refusals = book.rows(), book.accounting, ledger.accounts.refusals(book.source_id)
+    meters = ledger.meters([book.source_id])[book.source_id].values
+    ledger.close()
+    make_older(path, version)
+    upgraded = Ledger(f"sqlite:///{path}", now=clock)
+    again = Book(upgraded, clock, "another source")
+    again.source_id, again.holder = book.source_id, book.holder
+    assert (again.rows(), again.accounting, upgraded.accounts.refusals(book.source_id)) == (rows, accounts, refusals)
+    assert upgraded.meters([book.source_id])[book.source_id].values == meters
+    assert out_of_step(f"sqlite:///{path}") == []
+    again.claim(make_batch({}, first=9))
+    again.lose()
+    assert again.states().count("in_doubt") == (1 if version == 1 else 2)
+    assert again.accounting.balanced
+    upgraded.close()
+
+
 def open_at_once(url: str, barrier: Any, answers: Any) -> None:
     ledger = Ledger(url)
     barrier.wait(60)
@@ -156,7 +202,7 @@ def test_of_processes_that_open_a_ledger_of_the_first_version_at_once_one_upgrad
     """The others wait for it and find the table."""
     Book(ledger, Clock()).compared(7)
     ledger.close()
-    make_first_version(path)
+    make_older(path, 1)
     barrier, answers = SPAWN.Barrier(3), SPAWN.Queue()
     processes = [SPAWN.Process(target=open_at_once, args=(f"sqlite:///{path}", barrier, answers)) for _ in range(3)]
     for process in processes:
@@ -314,6 +360,39 @@ def test_the_password_of_a_url_is_not_shown() -> None:
 
 
 # -- readers and writers ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_file_that_somebody_writes_is_opened_when_they_have_done(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite fails at once when it is to turn to WAL meanwhile, whatever its timeout; so the ledger tries again."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, closing(Ledger(f"sqlite:///{path}")) as late:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE theirs (x)")
+        slept: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            other.execute("COMMIT")
+
+        monkeypatch.setattr("benchbridge_plugin.ledger.store._BUSY_TIMEOUT_S", 0)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store.time.monotonic", lambda: 0.0)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store.time.sleep", sleep)
+        late.check()
+        assert len(slept) == 1
+    assert query(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_a_new_file_that_somebody_keeps_to_himself_is_said_to_be_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After as long as is waited for any other lock."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, closing(Ledger(f"sqlite:///{path}")) as late:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE theirs (x)")
+        passing = Clock(0.0)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store._BUSY_TIMEOUT_S", 0)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store.time.monotonic", passing)
+        monkeypatch.setattr("benchbridge_plugin.ledger.store.time.sleep", passing.sleep)
+        with pytest.raises(LedgerError, match="database is locked"):
+            late.check()
+        assert len(passing.slept) == 1
 
 
 def test_readers_do_not_wait_for_a_writer_and_see_whole_transactions(ledger: Ledger, clock: Clock) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from benchbridge_plugin import comparison
 from benchbridge_plugin.layout import Layout
+from benchbridge_plugin.ledger import Holder
 from benchbridge_plugin.model import State
 from tests.conftest import World, fill
 from tests.scripted import FAILED, REFUSED, Scripted
@@ -183,8 +184,38 @@ def test_another_look_back_makes_it_a_comparison(world: World, slices: Slices) -
     assert slices.count == 1
 
 
-def test_counts_that_are_out_of_step_are_noticed_and_corrected(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """An accounting reads counts that are kept; each comparison counts the rows."""
+@pytest.mark.parametrize("why", ["ids of another type", "nobody knows what was seen", "more is due than is looked at"])
+def test_where_ids_do_not_tell_it_is_a_comparison(
+    world: World, sink: Scripted, slices: Slices, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """And nothing is sent twice for it."""
+    if why == "ids of another type":
+        wider = "SELECT * REPLACE (CAST(result_id AS BIGINT) AS result_id) FROM performance_results"
+        world.database.execute("DROP TABLE performance_batch_results")
+        world.database.execute(f"CREATE OR REPLACE TABLE performance_results AS {wider}")
+    elif why == "nobody knows what was seen":
+        with world.ledger._store.writing() as connection:
+            connection.execute(text("DELETE FROM seen_ids"))  # as in a ledger of before there were any
+    else:
+        monkeypatch.setattr("benchbridge_plugin.sync._MOST_LOOKED_AT", 2)
+        world.ledger.deliveries.reopen(Holder(world.ledger.leases.acquire(world.name, "test", 60.0), 60.0, 1), 1, ["1", "2"])
+        world.clock.advance(61)
+    world.database.insert(result_id=100)
+    world.sync(kind="schedule")
+    assert slices.count == 1
+    assert sorted(sink.sent) == (["1", "100", "2"] if why.startswith("more") else ["100"])
+    assert world.accounting.delivered == ROWS + 1
+
+
+def test_counts_that_are_out_of_step_are_noticed_and_corrected(world: World, sink: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    """An accounting reads counts that are kept; each comparison counts the rows, and says nothing where they agree."""
+    sink.fate = lambda result_id: {"50": REFUSED, "51": FAILED}.get(result_id)
+    for result_id in (50, 51):
+        world.database.insert(result_id=result_id, metrics="{}")  # of another quality
+    world.sync()
+    world.database.insert(result_id=99)
+    world.sync()
+    assert "out of step" not in caplog.text
     with world.ledger._store.writing() as connection:
         connection.execute(text(f"UPDATE standings SET results = results - 1 WHERE state = {int(State.DELIVERED)}"))
     assert not world.accounting.balanced
@@ -192,7 +223,7 @@ def test_counts_that_are_out_of_step_are_noticed_and_corrected(world: World, cap
     with caplog.at_level(logging.ERROR):
         world.sync()
     assert "out of step" in caplog.text
-    assert world.accounting.delivered == ROWS + 1
+    assert world.accounting.delivered == ROWS + 2
 
 
 @pytest.mark.parametrize("known", [[1, 2, 3], [3, 1, 2], [2], []], ids=str)

@@ -110,20 +110,24 @@ def test_each_answer_has_its_fate(answer: Any, fate: Fate, code: str, reason: st
     caplog.set_level(logging.CRITICAL)
     host = Host()
     host.answer = answer
-    outcome = ServiceSink(host).send(make_batch({}), stopping=go_on).exceptions[0]
+    receipt = ServiceSink(host).send(make_batch({}, {}), stopping=go_on)
+    outcome = receipt.exceptions[0]
     assert (outcome.fate, outcome.code) == (fate, code)
     assert reason in outcome.reason
+    assert (len(receipt.measurement_ids), sorted(receipt.exceptions)) == (2, [0, 1]), "a receipt is about all rows of its batch"
 
 
 def test_an_answer_about_other_rows_is_in_doubt_with_the_counts() -> None:
     """And one that was not asked for is not sent."""
     host = ArrowHost()
     host.record_measurement_table = lambda table: ArrowHost().record_measurement_table(table.slice(1))  # type: ignore[method-assign]
-    outcome = ServiceSink(host).send(make_batch({}, {}), stopping=go_on).exceptions[1]
-    assert (outcome.fate, outcome.code) == (Fate.IN_DOUBT, "service_answer")
-    assert "1 rows for a batch of 2" in outcome.reason
-    outcome = ServiceSink(host).send(make_batch({}), stopping=lambda: True).exceptions[0]
-    assert (outcome.fate, outcome.code) == (Fate.NOT_SENT, "not_sent")
+    receipt = ServiceSink(host).send(make_batch({}, {}), stopping=go_on)
+    assert (receipt.exceptions[1].fate, receipt.exceptions[1].code) == (Fate.IN_DOUBT, "service_answer")
+    assert "1 rows for a batch of 2" in receipt.exceptions[1].reason
+    unsent = ServiceSink(host).send(make_batch({}, {}), stopping=lambda: True)
+    assert [(unsent.exceptions[row].fate, unsent.exceptions[row].code) for row in (0, 1)] == [(Fate.NOT_SENT, "not_sent")] * 2
+    for told in (receipt, unsent):
+        assert (list(told.measurement_ids), sorted(told.exceptions)) == ([None, None], [0, 1])
 
 
 @pytest.mark.parametrize("chunked", [False, True])

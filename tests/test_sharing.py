@@ -12,7 +12,7 @@ import pytest
 
 from benchbridge_plugin.errors import LeaseBusy, LeaseLost, LedgerError, SinkUnreachable
 from benchbridge_plugin.ledger import SHARE_SCHEMA, Ledger
-from benchbridge_plugin.model import Answer, Fate, Outcome, Receipt, Settlement, SyncRequest
+from benchbridge_plugin.model import Answer, Fate, Outcome, Receipt, Settlement, State, SyncRequest
 from benchbridge_plugin.sync import SyncEngine
 from tests.conftest import LEASE_S, Book, Clock, World, fill, make_batch
 from tests.kit import ledgers
@@ -162,6 +162,41 @@ def test_without_sharing_nothing_is_offered_and_nobody_helps(world: World, hosts
     assert hosts.helper(share_work=False).help() == 0
 
 
+def test_two_parts_are_on_offer_at_a_time_and_none_when_the_run_has_ended(world: World, hosts: Hosts) -> None:
+    """Also when it was told to stop: nobody carries on what an operator has stopped."""
+    fill(world, ROWS)
+    seen: list[int] = []
+    hosts.leader_sink.before = lambda: seen.append(hosts.shares())
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(hosts.stored) >= BATCH)
+    assert (summary.state, summary.synced) == ("stopped", BATCH)
+    assert set(seen) == {2}
+    assert hosts.shares() == 0
+    assert hosts.helper().help() == 0
+    assert world.check_accounts().pending == ROWS - BATCH
+
+
+def test_a_helper_stays_until_the_run_has_ended(world: World, hosts: Hosts) -> None:
+    """While nothing is offered it looks again and again."""
+    fill(world, ROWS)
+    helped: list[int] = []
+
+    def help_and_wait() -> None:
+        looks: list[float] = []
+
+        def look(seconds: float) -> None:
+            looks.append(seconds)
+            world.clock.sleep(seconds)
+
+        helped.append(hosts.helper(sleep=look).help(stopping=lambda: len(looks) == 3))
+        assert len(looks) == 3
+
+    hosts.leader_sink.before = once(help_and_wait)
+    summary = hosts.leader().run(SyncRequest())
+    assert helped[0] > 0
+    assert summary.synced == ROWS
+    hosts.finished(ROWS)
+
+
 def test_a_small_run_is_not_worth_sharing(world: World, hosts: Hosts) -> None:
     fill(world, 30)
     seen: list[int] = []
@@ -188,6 +223,20 @@ def test_what_the_helpers_file_does_not_have_is_sent_by_the_run(world: World, ho
     hosts.leader_sink.before = once(lambda: engine.help(stopping=lambda: len(hosts.stored) > 30))
     summary = hosts.leader().run(SyncRequest())
     assert summary.synced == ROWS
+    hosts.finished(ROWS)
+
+
+def test_what_a_helper_gives_back_unsent_is_sent_by_the_run_also_when_it_was_tried_before(world: World, hosts: Hosts) -> None:
+    """A run that says it has succeeded leaves nothing that was due."""
+    fill(world, ROWS)
+    hosts.leader_sink.fate = lambda result_id: FAILED
+    assert hosts.leader(share_work=False).run(SyncRequest()).failed == ROWS
+    hosts.stored.clear()
+    hosts.leader_sink.fate = lambda result_id: None
+    world.clock.advance(3_600)
+    hosts.leader_sink.before = once(lambda: hosts.helper().help(stopping=lambda: len(hosts.stored) > 7))
+    summary = hosts.leader().run(SyncRequest())
+    assert (summary.state, summary.synced) == ("succeeded", ROWS)
     hosts.finished(ROWS)
 
 
@@ -324,6 +373,27 @@ def test_the_helper_of_a_run_that_was_taken_over_stops_and_the_new_run_waits_for
     hosts.finished(ROWS)
 
 
+def test_a_run_that_has_to_stop_leaves_to_a_helper_what_that_is_sending(world: World, hosts: Hosts) -> None:
+    """It must not be taken for lost while its process is alive and waited for."""
+    fill(world, ROWS)
+    mortal = Mortal(world, hosts.leader_sink)
+    hosts.ledgers.append(mortal.ledger)
+    mortal.after(mortal, "send")
+    with pytest.raises(Killed):
+        world.engine(mortal, ledger=mortal.ledger, owner="leader", **POLICY).run(SyncRequest())
+    world.clock.advance(LEASE_S + 1)
+    ended: list[str] = []
+
+    def take_over_and_stop() -> None:
+        ended.append(hosts.leader().run(SyncRequest(), stopping=lambda: len(world.clock.slept) > 3).state)
+
+    hosts.helper_sink.before = once(take_over_and_stop)
+    with pytest.raises(LeaseLost, match="another has taken over bench"):
+        hosts.helper().help()
+    assert ended == ["stopped"]
+    assert [world.state_of(result_id) for result_id in hosts.stored[BATCH:]] == [["delivered"]] * BATCH
+
+
 def test_a_helper_that_was_frozen_past_its_lease_cannot_write(world: World, hosts: Hosts) -> None:
     """What it had sent is found at the API."""
     fill(world, ROWS)
@@ -381,6 +451,25 @@ def test_a_report_does_not_disturb_who_carries_on(world: World, hosts: Hosts) ->
     hosts.helper().help(stopping=lambda: bool(seen) and len(hosts.stored) > 2 * BATCH)
     assert seen[0] >= BATCH
     assert world.accounting.balanced
+
+
+def test_a_run_that_has_to_stop_does_not_wait_for_who_carries_a_part_of_it(world: World, hosts: Hosts, clock: Clock) -> None:
+    """The part stays with who has it; a later run waits for that, and sends what was left of it."""
+    fill(world, ROWS)
+    taken: list[Any] = []
+    hosts.leader_sink.before = once(lambda: taken.append(world.ledger.shares.take(world.name, "helper", 10 * LEASE_S)))
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(clock.slept) > 3)
+    (share,) = taken
+    assert (summary.state, summary.synced) == ("stopped", ROWS - len(share.results))
+    assert world.check_accounts().pending == len(share.results)
+    assert [offer.carried for offer in world.ledger.shares.offers(1)] == [True]
+    clock.slept.clear()
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(clock.slept) > 3)
+    assert (summary.state, summary.considered) == ("stopped", 0)
+    assert len(hosts.stored) == ROWS - len(share.results)
+    world.ledger.shares.finish(share, done=False)
+    assert hosts.leader().run(SyncRequest()).synced == len(share.results)
+    hosts.finished(ROWS)
 
 
 # -- the ledger's side ------------------------------------------------------------------------------------------------------------------
@@ -499,3 +588,26 @@ def test_nobody_else_can_run_while_the_run_that_shares_holds_the_lease(world: Wo
 
     hosts.leader_sink.before = once(try_to_run)
     assert hosts.leader().run(SyncRequest()).synced == ROWS
+
+
+def test_what_became_of_a_part_is_told_of_its_own_contents_and_its_own_run(book: Book, clock: Clock) -> None:
+    """A content from before is another result; what another run has ended is neither left to do nor this run's; what waits is left, as it was."""
+    book.compared(10)
+    older = make_batch({"content_hash": b"0" * 16}, first=1)
+    book.claim(older)
+    book.acknowledge(older)
+    ended, failed, mine = (make_batch({}, first=number) for number in (2, 3, 4))
+    for batch in (ended, failed):
+        book.claim(batch)
+    book.acknowledge(ended)
+    book.acknowledge(failed, {0: FAILED})
+    clock.advance(LEASE_S + 200)
+    book.holder = book.take("another run")
+    book.claim(mine)
+    book.acknowledge(mine)
+    told, left = book.ledger.shares.outcome(book.holder, book.source_id, part(1, 2, 3, 4))
+    assert [(result.result_id, result.state) for result in told] == [("4", State.DELIVERED)]
+    assert left.select(["result_id", "is_new", "attempts"]).to_pylist() == [
+        {"result_id": "1", "is_new": True, "attempts": 0},
+        {"result_id": "3", "is_new": False, "attempts": 1},
+    ]

@@ -405,3 +405,22 @@ def test_a_refresh_waits_for_a_writer_only_when_told_to(world: World, scripted: 
         assert pauses == []
         world.source = BenchmarkSource(str(world.path), sleep=lambda seconds: let_go(process))
         assert world.engine().refresh(wait=True).total == 3
+
+
+def test_a_lease_that_cannot_be_given_back_spoils_no_run(
+    world: World, scripted: Scripted, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and the lease runs out by itself."""
+    fill(world, 2)
+
+    def fail(lease: object) -> None:
+        raise LedgerError("The ledger cannot be used: disk I/O error.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ledger.leases, "release", fail)
+        assert world.sync().state == "succeeded"
+    assert "the lease could not be given back: The ledger cannot be used" in caplog.text
+    with pytest.raises(LeaseBusy):
+        world.sync()
+    clock.advance(60)
+    assert world.sync().state == "succeeded"

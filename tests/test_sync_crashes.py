@@ -238,7 +238,7 @@ def test_an_interrupt_leaves_the_batch_in_doubt_from_that_moment(world: World, s
     assert {row["code"] for row in world.rows()} == {"interrupted"}
     assert world.ledger.leases.holder(world.name) is None
     run = world.ledger.runs.history(1)[0]
-    assert (run["state"], run["error_code"]) == ("failed", "internal_error")
+    assert (run["state"], run["error_code"], run["message"]) == ("failed", "internal_error", "KeyboardInterrupt: ")
     world.sync(sink)
     assert sum(world.clock.slept) == pytest.approx(5.0)
     assert world.states() == {"delivered": ROWS}

@@ -111,6 +111,19 @@ def test_an_absence_counts_only_some_time_after_the_send(world: World, scripted:
     assert scripted.sent == ["1", "1"]
 
 
+def test_a_run_that_has_to_stop_does_not_wait_until_absences_count(world: World, scripted: Scripted, clock: Clock) -> None:
+    """The doubts stay as they are, and nobody is asked."""
+    fill(world, 2)
+    scripted.fate = lambda result_id: IN_DOUBT
+    world.sync()
+    scripted.settlement = lambda doubt: pytest.fail("the sink was asked")
+    summary = world.engine(settle_after_s=5.0).run(SyncRequest(), stopping=lambda: len(clock.slept) > 3)
+    assert (summary.state, summary.considered, summary.settled) == ("stopped", 0, 0)
+    assert sum(clock.slept) < 5.0
+    assert world.states() == {"sending": 2}
+    world.check_accounts()
+
+
 def test_a_doubt_that_cannot_be_settled_stays_visible_and_is_not_sent(world: World, scripted: Scripted) -> None:
     """Run after run."""
     fill(world, 2)

@@ -130,7 +130,9 @@ class Shares:
                     if place is None:
                         continue
                     waits = state in (State.PENDING, State.RETRYING)
-                    if waits and run_id != holder.run_id and has_come(due, updated_at, now):  # as it was before the share
+                    # As it was before the share, or given back unsent. What failed under the share waits for its time, and is the run's failure.
+                    untried = run_id != holder.run_id or state == State.PENDING
+                    if waits and untried and has_come(due, updated_at, now):
                         left[place] = (False, attempts)
                         continue
                     del left[place]
