@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 2.0
 _LEASE_PATIENCE_S = 30.0
-_WATCHED_PART = 0.1  # of the time that syncs take
+_WATCHED_PART = 0.05  # of the time that syncs take
 _MOST_CREDIT_S = 5.0
 _RECENT_S = 2.0  # how old the word of source and sink may be in the status
 
@@ -434,7 +434,7 @@ class BenchmarkPredictivePerformanceBridge:
         return parts.roster(source).sync(request, limit=0 if request.adopt else limit, patience_s=patience_s, watch=watch)
 
     def _watch_a_little(self, parts: Parts, summary: RunSummary, began: float, source: str | None, stopping: Callable[[], bool]) -> None:
-        """Somebody waits for the sync, and for this with it: it has a tenth of the time of all syncs, and what it takes longer the next one has less.
+        """Somebody waits for the sync, and for this with it: it has a twentieth of the time of all syncs, and what it takes longer later ones have less.
         What is left is taken up between cycles, after later syncs, or by `watch`."""
         if not _ran(summary):
             return
