@@ -19,6 +19,7 @@ BENCHMARKS = {
     "workers": "gunicorn workers share one schedule while one of them is killed again and again",
     "hosts": "hosts that share a ledger on PostgreSQL: one run with one of them and with more",
     "http": "delivery over HTTP, one by one and in bulk, beside what the same servers take at all",
+    "accuracy": "how far predictions are from held-out measurements, beside simple ways of predicting; needs published rows",
     "faults": "every fault of a bad server at a rate of 30 %: nothing lost, nothing doubled; cycles and requests it took",
 }
 
