@@ -20,6 +20,7 @@ BENCHMARKS = {
     "hosts": "hosts that share a ledger on PostgreSQL: one run with one of them and with more",
     "http": "delivery over HTTP, one by one and in bulk, beside what the same servers take at all",
     "regressions": "what the detector of regressions finds in labelled histories, beside simple baselines; what a new point costs",
+    "accuracy": "how far predictions are from held-out measurements, beside simple ways of predicting; needs published rows",
     "faults": "every fault of a bad server at a rate of 30 %: nothing lost, nothing doubled; cycles and requests it took",
 }
 

@@ -95,7 +95,7 @@ def test_health_names_the_capabilities_and_needs_no_key(make_app: MakeApp) -> No
     health = make_app(api_key="secret").test_client().get(f"{API}/health")
     assert health.status_code == 200
     assert health.json["status"] == "ok"
-    assert health.json["capabilities"] == ["idempotency", "bulk", "lookup", "measured_at", "gzip"]
+    assert health.json["capabilities"] == ["idempotency", "bulk", "lookup", "measured_at", "predict_bulk", "gzip"]
     assert "bf16" in health.json["precisions"]
 
 

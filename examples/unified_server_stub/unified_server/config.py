@@ -23,6 +23,18 @@ class BenchmarkDbConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LearningConfig:
+    """Section "learning" of "predictive_performance": when the predictor is trained, from how many of the newest measurements at most."""
+
+    enabled: bool = False
+    minimum_rows: int = 200
+    every_new_rows: int = 1000
+    every_minutes: int = 60
+    most_rows: int = 50_000
+    look_seconds: int = 30
+
+
+@dataclass(frozen=True, slots=True)
 class PredictiveConfig:
     """Section "predictive_performance". ``shared``: several processes (gunicorn workers) use the file in turns."""
 
@@ -30,6 +42,7 @@ class PredictiveConfig:
     path: str = "predictive.duckdb"
     shared: bool = False
     minimum_measurements: int = 3
+    learning: LearningConfig = LearningConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,14 @@ class ServerConfig:
         predictive = _section(PredictiveConfig, config, "predictive_performance")
         if predictive.minimum_measurements < 1:
             raise ConfigError("config: predictive_performance.minimum_measurements must be at least 1")
+        learning = predictive.learning
+        if (
+            min(learning.every_new_rows, learning.every_minutes, learning.look_seconds) < 1
+            or not 20 <= learning.minimum_rows <= learning.most_rows
+        ):
+            raise ConfigError(
+                "config: predictive_performance.learning: counts are at least 1, minimum_rows at least 20 and at most most_rows"
+            )
         return cls(api_key, _section(BenchmarkDbConfig, config, "benchmark_db"), predictive)
 
 
@@ -65,15 +86,17 @@ def load_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-Section = TypeVar("Section", BenchmarkDbConfig, PredictiveConfig)
+Section = TypeVar("Section", BenchmarkDbConfig, PredictiveConfig, LearningConfig)
 
 
 def _section(kind: type[Section], config: Mapping[str, Any], name: str) -> Section:
-    values = config.get(name, {})
+    values = config.get(name.rpartition(".")[2], {})
     if not isinstance(values, Mapping):
         raise ConfigError(f"config: {name} must be an object")
     defaults = kind()
     known = list(kind.__slots__)
+    if "learning" in known and "learning" in values:
+        values = {**values, "learning": _section(LearningConfig, values, f"{name}.learning")}
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1) or known

@@ -10,6 +10,7 @@ from unified_server.fields import Field
 from unified_server.predictive.measurement import MEASUREMENT
 from unified_server.predictive.requests import (
     ANALYZE,
+    FEEDBACK,
     LIST_MEASUREMENTS,
     LIST_PREDICTIONS,
     MOST_IN_BULK,
@@ -51,6 +52,11 @@ _PREDICTIVE_ROUTES = [
     Route("get", "/task/{task_id}", "What came of a task", None, (), "200", "{status, progress, message[, result]}"),
     Route("post", "/predict-performance", "Predict figures", "PredictionRequest", (), "200", _TASK),
     Route("post", "/predict-hardware", "Rank hardware by prediction", "HardwareRequest", (), "200", _TASK),
+    Route("post", "/predict-measurements", "Predict the figures of measurements", "BulkRequest", (), "200", "{predictions}, in order"),
+    Route("get", "/predictor", "What the predictor has learned, and when it will again", None, (), "200", "{enabled, version, ...}"),
+    Route(
+        "post", "/recommendations/{recommendation_id}/feedback", "What was chosen", "FeedbackRequest", (), "200", "{rank, predicted, error}"
+    ),
     Route("get", "/predictions", "Newest first", None, LIST_PREDICTIONS, "200", "{count, predictions}"),
     Route("post", "/analyze-predictions", "Compare with measurements", "AnalysisRequest", (), "200", _TASK),
 ]
@@ -93,8 +99,11 @@ def _parameters(path: str, fields: Sequence[Field]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": field.name, "in": "query", "description": field.about, "schema": field.schema()} for field in fields
     ]
-    if "{task_id}" in path:
-        found.append({"name": "task_id", "in": "path", "required": True, "schema": {"type": "string"}})
+    found += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in ("task_id", "recommendation_id")
+        if f"{{{name}}}" in path
+    ]
     if path.endswith("/record-measurement"):
         about = "The same key is stored once and answers with the first outcome"
         schema = {"type": "string", "maxLength": 200}
@@ -118,6 +127,7 @@ def _predictive_schemas() -> dict[str, Any]:
         "LookupRequest": _list_schema("idempotency_keys", {"type": "string"}, MOST_KEYS),
         "PredictionRequest": object_schema(PREDICT_PERFORMANCE),
         "HardwareRequest": object_schema(PREDICT_HARDWARE),
+        "FeedbackRequest": object_schema(FEEDBACK),
         "AnalysisRequest": object_schema(ANALYZE),
     }
 

@@ -11,7 +11,7 @@ from unified_server.reading import detail
 HARDWARE_PLATFORMS = ("cpu", "cuda", "rocm", "mps", "openvino", "webgpu", "webnn", "qnn")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 MODES = ("inference", "training")
-CAPABILITIES = ("idempotency", "bulk", "lookup", "measured_at")
+CAPABILITIES = ("idempotency", "bulk", "lookup", "measured_at", "predict_bulk")
 
 MODEL_NAME = Text("model_name", required=True)
 MODEL_FAMILY = Text("model_family")

@@ -19,7 +19,9 @@ class PredictivePlugin:
     def __init__(self, config: PredictiveConfig, api_key: str | None) -> None:
         self._api_key = api_key
         self._tasks = TaskBoard()
-        self._service = PredictivePerformance(config.path, shared=config.shared, minimum_measurements=config.minimum_measurements)
+        self._service = PredictivePerformance(
+            config.path, shared=config.shared, minimum_measurements=config.minimum_measurements, learning=config.learning
+        )
 
     @hookimpl
     def unified_server_register_routes(self, app: Flask) -> None:
@@ -32,6 +34,7 @@ class PredictivePlugin:
     @hookimpl
     def unified_server_startup(self, app: Flask) -> None:
         self._service.lookup([])  # a file that cannot be opened is better known at the start
+        self._service.learning.start()
 
     @hookimpl
     def unified_server_shutdown(self, app: Flask) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unified_server.fields import Choice, Count, Field, Flag, Refused, Text
+from unified_server.fields import Choice, Count, Field, Figure, Flag, Refused, Text
 from unified_server.predictive.measurement import (
     BATCH_SIZE,
     HARDWARE_PLATFORMS,
@@ -15,6 +15,7 @@ from unified_server.predictive.measurement import (
     PRECISION,
     SEQUENCE_LENGTH,
 )
+from unified_server.predictive.recommend import GOALS
 
 MOST_IN_BULK = 1_000
 MOST_KEYS = 10_000
@@ -44,7 +45,14 @@ PREDICT_PERFORMANCE = (*_SHAPE, HardwareList("hardware", "one platform or a list
 PREDICT_HARDWARE = (
     *_SHAPE,
     HardwareList("available_hardware", "rank only these; absent: all", default=list(HARDWARE_PLATFORMS)),
+    Choice("goal", "what to rank by", choices=GOALS, default="throughput"),
+    Figure("latency_ms_at_most", "do not rank what is known to be slower"),
+    Figure("memory_mb_at_most", "do not rank what is known to need more"),
     Flag("predict_performance", "give the figures of the recommended hardware too", default=False),
+)
+FEEDBACK = (
+    Choice("chosen", "the hardware that was taken", required=True, choices=HARDWARE_PLATFORMS),
+    Figure("measured", "what it came to, in the unit of the ranking"),
 )
 ANALYZE = (
     Text("model_name"),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 from flask import Blueprint, abort, request
 
 from unified_server.api import api_blueprint
 from unified_server.body import read_json
 from unified_server.errors import InvalidInput, ServerError
 from unified_server.fields import Text
-from unified_server.predictive.measurement import MEASUREMENT
+from unified_server.predictive.measurement import MEASUREMENT, TABLE_SCHEMA
 from unified_server.predictive.requests import (
     ANALYZE,
+    FEEDBACK,
     LIST_MEASUREMENTS,
     LIST_PREDICTIONS,
     MOST_IN_BULK,
@@ -96,6 +98,23 @@ def predictive_blueprint(service: PredictivePerformance, tasks: TaskBoard, api_k
             return answer
 
         return start("recommendation", work)
+
+    @blueprint.post("/predict-measurements")
+    def predict_measurements() -> Answer:
+        rows = _list(read_json(request), "measurements", MOST_IN_BULK)
+        read = [read_all(MEASUREMENT, row, ("body", "measurements", str(position))) for position, row in enumerate(rows)]
+        return {"predictions": service.predict_measurements(pa.Table.from_pylist(read, schema=TABLE_SCHEMA)).to_pylist()}
+
+    @blueprint.get("/predictor")
+    def predictor() -> Answer:
+        return service.learning.describe()
+
+    @blueprint.post("/recommendations/<recommendation_id>/feedback")
+    def feedback(recommendation_id: str) -> Answer:
+        found = service.feedback(recommendation_id, **read_all(FEEDBACK, read_json(request)))
+        if found is None:
+            abort(404, "Recommendation not found")
+        return found
 
     @blueprint.get("/predictions")
     def predictions() -> Answer:

@@ -12,7 +12,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from unified_server.config import LearningConfig
 from unified_server.database import DatabaseFile
+from unified_server.predictive.feedback import FeedbackLog
+from unified_server.predictive.learning import Learning
 from unified_server.predictive.measurement import (
     CAPABILITIES,
     HARDWARE_PLATFORMS,
@@ -37,11 +40,13 @@ class PredictivePerformance:
     along.
     """
 
-    def __init__(self, path: str, *, shared: bool = False, minimum_measurements: int = 3) -> None:
+    def __init__(self, path: str, *, shared: bool = False, minimum_measurements: int = 3, learning: LearningConfig | None = None) -> None:
         self.file = DatabaseFile(path, shared=shared, queue=shared, schema=prepare, patience_seconds=30)
         self.minimum_measurements = minimum_measurements
         self._store = MeasurementStore(self.file)
         self._log = PredictionLog(self.file)
+        self._feedback = FeedbackLog(self.file)
+        self.learning = Learning(path, learning or LearningConfig(), self._store)
 
     @property
     def recorded(self) -> int:
@@ -49,7 +54,8 @@ class PredictivePerformance:
         return self._store.recorded
 
     def close(self) -> None:
-        """Close the file, if it is held open. A later call opens it again."""
+        """End the training, and close the file if it is held open. A later call opens it again."""
+        self.learning.stop()
         self.file.close()
 
     def describe(self) -> dict[str, list[str]]:
@@ -136,15 +142,18 @@ class PredictivePerformance:
     ) -> dict[str, dict[str, Any]]:
         """For each hardware: throughput (items/s), latency (ms), memory_usage (MB), source, and what it rests on.
 
-        ``source`` is measured, interpolated, extrapolated or insufficient_measurements; the last has no figures, only
-        a ``message``. The others have been recorded and carry a ``prediction_id`` to measure against. The formula is
-        in ``predictor``.
+        ``source`` is measured, learned, interpolated, extrapolated or insufficient_measurements; the last has no
+        figures, only a ``message``. The others have been recorded and carry a ``prediction_id`` to measure against.
+        What was not measured is ``learned`` once the predictor is trained (with ``interval``, ``predictor_version`` and
+        ``seen``); until then, and where that has no answer, by the formula in ``predictor``.
         """
         platforms = [hardware] if isinstance(hardware, str) else list(dict.fromkeys(hardware))
         answer: dict[str, dict[str, Any]] = {}
         for platform in platforms:
             measured = self._store.configurations(model_name, platform, mode)
             answer[platform] = asdict(predict(batch_size, sequence_length, precision, measured, self.minimum_measurements))
+            answer[platform]["seen"] = {"model": bool(measured), "hardware": bool(measured)}
+        self._learned(answer, model_name, model_family, batch_size, sequence_length, precision, mode)
         known = [platform for platform in platforms if answer[platform]["source"] != "insufficient_measurements"]
         asked = {
             "model_name": model_name,
@@ -160,17 +169,53 @@ class PredictivePerformance:
             answer[platform]["prediction_id"] = prediction_id
         return answer
 
-    def recommend(self, model_name: str, available_hardware: Sequence[str], **shape: Any) -> dict[str, Any]:
-        """Which hardware is fastest, by ``predict`` with the same ``shape`` (see ``recommend.recommend``), and its
+    def _learned(self, answer: dict[str, dict[str, Any]], model_name: str, model_family: str | None, *shape: Any) -> None:
+        """Put what was learned where nothing was measured."""
+        asked = [platform for platform in answer if answer[platform]["source"] != "measured"]
+        names = ("batch_size", "sequence_length", "precision", "mode")
+        row = {"model_name": model_name, "model_family": model_family, **dict(zip(names, shape, strict=True))}
+        if not asked:
+            return
+        for platform, found in zip(
+            asked, self.learning.predict([{**row, "hardware_platform": platform} for platform in asked]), strict=True
+        ):
+            if "source" in found:
+                answer[platform].update({"message": "", "precision_used": row["precision"], **found})
+
+    def predict_measurements(self, measurements: pa.Table) -> pa.Table:
+        """What to expect of each row of a measurement table, from all but its own figures; ``learning.BULK_SCHEMA``, in input order.
+
+        ``source`` is learned or insufficient_measurements. Nothing is recorded. Raises InvalidInput for a column of the wrong type.
+        """
+        return self.learning.predict_table(measurements)
+
+    def recommend(
+        self,
+        model_name: str,
+        available_hardware: Sequence[str],
+        *,
+        goal: str = "throughput",
+        latency_ms_at_most: float | None = None,
+        memory_mb_at_most: float | None = None,
+        **shape: Any,
+    ) -> dict[str, Any]:
+        """Which hardware is best for a goal, by ``predict`` with the same ``shape`` (see ``recommend.recommend``), and its
         figures.
         """
         predictions = self.predict(model_name, available_hardware, **shape)
-        answer = recommend(predictions, shape.get("batch_size", 1))
+        limits = {"latency_ms_at_most": latency_ms_at_most, "memory_mb_at_most": memory_mb_at_most}
+        answer = recommend(predictions, shape.get("batch_size", 1), goal, **limits)
         primary = answer["primary_recommendation"]
         if primary is not None:
             answer["recommendation_id"] = f"recommendation-{uuid.uuid4()}"
             answer["performance"] = predictions[primary]
+            asked = {"model_name": model_name, "goal": goal, **limits, **shape}
+            self._feedback.keep(answer["recommendation_id"], self._store.utc_now(), asked, answer["ranking"])
         return answer
+
+    def feedback(self, recommendation_id: str, chosen: str, measured: float | None = None) -> dict[str, Any] | None:
+        """Keep what was chosen and measured after a recommendation (see ``FeedbackLog.record``); None when it is not known."""
+        return self._feedback.record(recommendation_id, self._store.utc_now(), chosen, measured)
 
     def compare(self, prediction_id: str, measurement: Mapping[str, Any]) -> dict[str, Any]:
         """{"prediction", "errors"}: the prediction and (predicted - measured) / measured of each figure; {} if it is

@@ -244,6 +244,19 @@ class MeasurementStore:
         with self._file.cursor() as cursor:
             return fetch_rows(cursor, f"{_ROWS} {where} ORDER BY id DESC LIMIT ?", [*values, limit])
 
+    def count(self) -> int:
+        """How many measurements there are."""
+        with self._file.cursor() as cursor:
+            ((count,),) = cursor.execute("SELECT count(*) FROM measurements").fetchall()
+        return int(count)
+
+    def newest(self, most: int) -> pa.Table:
+        """The newest measurements with a figure, in TABLE_SCHEMA, in any order. Without keys: nobody learns from those."""
+        names = ", ".join(f"NULL AS {field.name}" if field.name == "idempotency_key" else field.name for field in MEASUREMENT)
+        with self._file.cursor() as cursor:
+            found = cursor.sql(f"SELECT {names} FROM measurements ORDER BY id DESC LIMIT {int(most)}").to_arrow_table()
+        return aligned(found)
+
     def configurations(self, model_name: str, hardware_platform: str, mode: str) -> list[Configuration]:
         """What was measured of a model on a hardware: medians for each batch size, sequence length and precision."""
         with self._file.cursor() as cursor:
