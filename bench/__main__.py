@@ -21,6 +21,8 @@ BENCHMARKS = {
     "http": "delivery over HTTP, one by one and in bulk, beside what the same servers take at all",
     "regressions": "what the detector of regressions finds in labelled histories, beside simple baselines; what a new point costs",
     "accuracy": "how far predictions are from held-out measurements, beside simple ways of predicting; needs published rows",
+    "prequential": "the predictor's error as it learns from results that the bridge carries over, each predicted before it is recorded",
+    "scoring": "what it costs to ask for a prediction of each result before it is delivered",
     "faults": "every fault of a bad server at a rate of 30 %: nothing lost, nothing doubled; cycles and requests it took",
 }
 

@@ -37,10 +37,10 @@ def answer(command: Sequence[str], cwd: Path | None = None, **environment: str) 
 
 
 def _bridge(
-    file: Path, place: Path, url: str | None, settings: dict[str, Any]
+    file: Path, place: Path, url: str | None, settings: dict[str, Any], learning: dict[str, Any] | None
 ) -> AbstractContextManager[BenchmarkPredictivePerformanceBridge]:
     if url is None:
-        return bridged(file, place, **settings)
+        return bridged(file, place, learning=learning, **settings)
     ledger = str(place / "ledger.sqlite")
     return BenchmarkPredictivePerformanceBridge(file, url, ledger_url=ledger, predictive_mode="http", **settings)
 
@@ -51,15 +51,17 @@ def main() -> None:
     parser.add_argument("place", type=Path, help="where the ledger and, without a URL, the measurements are kept")
     parser.add_argument("--url")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--learn", type=json.loads, metavar="JSON", help="the host's section learning")
     options = parser.parse_args()
     settings = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in options.set)}
     began = time.perf_counter()
-    with _bridge(options.file, options.place, options.url, settings) as bridge:
+    with _bridge(options.file, options.place, options.url, settings, options.learn) as bridge:
         sent = bridge.sync_recent_results(limit=0, days=0)
         accounting = bridge.accounting()
+        scored = sum(group["results"] for group in bridge.accuracy()["overall"] if group["figure"] == "throughput")
     seconds = time.perf_counter() - began
     said = {name: sent[name] for name in ("total", "synced", "rejected", "failed")}
-    print(json.dumps({**said, "balanced": accounting["balanced"], "seconds": seconds, "peak_mb": round(peak_mb())}))
+    print(json.dumps({**said, "balanced": accounting["balanced"], "seconds": seconds, "scored": scored, "peak_mb": round(peak_mb())}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ STORE = "predictive.duckdb"  # within the place
 
 
 @contextmanager
-def hosted(place: Path) -> Iterator[HostServices]:
-    """The host's services, stored in `place`; at the end its files are closed."""
-    app = create_app({"benchmark_db": {"path": str(place / "unused.duckdb")}, "predictive_performance": {"path": str(place / STORE)}})
+def hosted(place: Path, learning: Mapping[str, Any] | None = None) -> Iterator[HostServices]:
+    """The host's services, stored in `place`; at the end its files are closed. `learning`: the host's section of that name."""
+    predictive = {"path": str(place / STORE), **({"learning": dict(learning)} if learning else {})}
+    app = create_app({"benchmark_db": {"path": str(place / "unused.duckdb")}, "predictive_performance": predictive})
     try:
         yield HostServices(services=lambda: app.extensions["unified_server.services"])
     finally:
@@ -57,8 +58,10 @@ def served(file: Path, place: Path) -> Iterator[str]:
 
 
 @contextmanager
-def bridged(file: Path, place: Path, **settings: Any) -> Iterator[BenchmarkPredictivePerformanceBridge]:
+def bridged(
+    file: Path, place: Path, *, learning: Mapping[str, Any] | None = None, **settings: Any
+) -> Iterator[BenchmarkPredictivePerformanceBridge]:
     """A bridge from the file to the service of a host of its own, ledger and reports in `place`."""
     defaults = {"ledger_url": str(place / "ledger.sqlite"), "report_output_dir": str(place / "reports")}
-    with hosted(place) as host, BenchmarkPredictivePerformanceBridge(file, host=host, **{**defaults, **settings}) as bridge:
+    with hosted(place, learning) as host, BenchmarkPredictivePerformanceBridge(file, host=host, **{**defaults, **settings}) as bridge:
         yield bridge
