@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ Ints = npt.NDArray[np.int64]
 #: Logarithms, NaN where unknown. The ratios help trees, which split on one axis at a time.
 NUMBERS = ("batch", "length", "image", "gmacs", "macts", "parameters", "bandwidth", "rate", "memory", "units", "version", "devices")
 RATIOS = (("gmacs", "macts"), ("gmacs", "parameters"), ("macts", "parameters"), ("gmacs", "image"), ("macts", "image"))
+_SAID_FIGURES = NUMBERS[2:]
 KINDS = ("model", "family", "platform", "device", "precision", "mode", "compile", "layout", "framework", "modality")
+_plain = lru_cache(10_000)(plain_name)
 _CARD = ("gmacs", "macts", "parameters", "image")
 _NUMBER = re.compile(r"\d+")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
@@ -87,36 +90,27 @@ def read_rows(table: pa.Table, specs: Mapping[str, DeviceSpec] | None = None) ->
     specs = published_specs() if specs is None else specs
     columns = {name: table.column(name).to_pylist() for name in ("model_name", "model_family", "hardware_platform", "precision", "mode")}
     batches, lengths = table.column("batch_size").to_pylist(), table.column("sequence_length").to_pylist()
-    words: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    numbers: list[list[float]] = []
     texts = table.column("metadata").to_pylist()
-    for i, said in enumerate(map(_said, texts)):
-        name = columns["model_name"][i] or ""
-        model = _TAG.sub("", name)
-        platform = columns["hardware_platform"][i] or ""
-        device = plain_name(str(said.get("base_device_name") or said.get("device_name") or "")) or platform
-        devices = _figure(said.get("num_devices"))
-        spec = specs.get(device)
-        assumed = said.get("assumed") or ()
-        length = None if "sequence_length" in assumed else lengths[i]
-        image = _figure(said.get("img_size")) or _figure(said.get("image_size")) or _side(said.get("input_resolution"))
-        version = _VERSION.search(str(said.get("software") or ""))
-        row = (
-            batches[i],
-            length,
-            image,
-            _figure(said.get("gmacs")),
-            _figure(said.get("macts_million")),
-            _figure(said.get("parameters_million")),
-        )
-        rates = (spec.bandwidth_gb_s, spec.fp32_tflops, spec.memory_gb, spec.units) if spec else (None,) * 4
-        release = int(version[1]) + int(version[2]) / 100 if version else None
-        numbers.append([*map(_log, row), *map(_log, rates), math.nan if release is None else release, _log(devices or 1)])
-        values = (model, columns["model_family"][i] or model, platform, device, columns["precision"][i] or "", columns["mode"][i] or "")
-        more = [str(said.get(key) or "") for key in ("compile_mode", "memory_layout", "framework", "modality")]
-        for kind, value in zip(KINDS, (*values, *more), strict=True):
-            words[kind].append(value)
-    return Rows(np.array(numbers, float).reshape(-1, len(NUMBERS)), words)
+    parsed = {text: _said(text, specs) for text in set(texts)}  # rows of one model and setting often say the same
+    said = [parsed[text] for text in texts]
+    stated = [None if one.length_assumed else length for one, length in zip(said, lengths, strict=True)]
+    figures = np.array([one.figures for one in said], float).reshape(-1, len(_SAID_FIGURES))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shape = np.log(np.array([batches, stated], float).T.reshape(-1, 2))
+        numbers = np.column_stack([shape, np.log(figures)])
+    numbers[:, NUMBERS.index("version")] = figures[:, _SAID_FIGURES.index("version")]
+    numbers[~np.isfinite(numbers)] = np.nan
+    models = {name: _TAG.sub("", name or "") for name in set(columns["model_name"])}
+    words = {
+        "model": [models[name] for name in columns["model_name"]],
+        "family": [family or models[name] for name, family in zip(columns["model_name"], columns["model_family"], strict=True)],
+        "platform": [platform or "" for platform in columns["hardware_platform"]],
+        "device": [one.device or platform or "" for one, platform in zip(said, columns["hardware_platform"], strict=True)],
+        "precision": [precision or "" for precision in columns["precision"]],
+        "mode": [mode or "" for mode in columns["mode"]],
+    }
+    words |= {kind: [one.words[i] for one in said] for i, kind in enumerate(KINDS[len(words) :])}
+    return Rows(numbers, words)
 
 
 def derived(numbers: Floats) -> Floats:
@@ -134,25 +128,43 @@ def derived(numbers: Floats) -> Floats:
 RISING = (NUMBERS.index("batch"), *range(len(NUMBERS), len(NUMBERS) + 3))
 
 
-def _said(text: str | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What metadata says, in the order of _SAID_FIGURES and of the last of KINDS."""
+
+    device: str
+    figures: Sequence[float | None]
+    words: Sequence[str]
+    length_assumed: bool
+
+
+def _said(text: str | None, specs: Mapping[str, DeviceSpec]) -> _Said:
     """The metadata with the benchmark's extras on one level; nearer levels win."""
-    if not text:
-        return {}
     try:
-        outer = json.loads(text)
+        outer = json.loads(text) if text else None
     except ValueError:
-        return {}
-    merged: dict[str, Any] = {}
-    for level in reversed(list(_levels(outer))):
-        merged.update(level)
-    return merged
+        outer = None
+    said: dict[str, Any] = {}
+    _merge(outer, said)
+    device = _plain(str(said.get("base_device_name") or said.get("device_name") or ""))
+    spec = specs.get(device)
+    version = _VERSION.search(str(said.get("software") or ""))
+    image = _figure(said.get("img_size")) or _figure(said.get("image_size")) or _side(said.get("input_resolution"))
+    sizes = (_figure(said.get("gmacs")), _figure(said.get("macts_million")), _figure(said.get("parameters_million")))
+    rates = (spec.bandwidth_gb_s, spec.fp32_tflops, spec.memory_gb, spec.units) if spec else (None, None, None, None)
+    release = int(version[1]) + int(version[2]) / 100 if version else None
+    figures = (image, *sizes, *rates, release, _figure(said.get("num_devices")) or 1.0)
+    words = [str(said.get(key) or "") for key in ("compile_mode", "memory_layout", "framework", "modality")]
+    assumed = said.get("assumed")
+    return _Said(device, figures, words, isinstance(assumed, list) and "sequence_length" in assumed)
 
 
-def _levels(outer: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(outer, dict):
-        yield outer
+def _merge(outer: Any, said: dict[str, Any], depth: int = 0) -> None:
+    if isinstance(outer, dict) and depth < 4:
         for key in ("extras", "metrics", "metadata", "model"):
-            yield from _levels(outer.get(key))
+            if key in outer:
+                _merge(outer[key], said, depth + 1)
+        said.update(outer)
 
 
 def _figure(value: Any) -> float | None:
@@ -168,10 +180,6 @@ def _side(resolution: Any) -> float | None:
     """'1x3x224x224' as the side of a square with as many elements."""
     sides = [int(side) for side in _NUMBER.findall(str(resolution or ""))[:6]]
     return math.sqrt(math.prod(sides)) if sides and all(0 < side < 1e6 for side in sides) else None
-
-
-def _log(value: float | None) -> float:
-    return math.log(value) if value is not None and value > 0 else math.nan
 
 
 def _sized(model: str, image: float) -> str:

@@ -24,10 +24,9 @@ _NEAR = np.array([0.6, 0.15, 0.15, 1.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 
 #: Share of the far part, noise, scale of distances, smoothness along batch size and length.
 _SETTINGS = [
     (share, noise, scale, smooth)
-    for share in (0.4, 0.8)
+    for share, scale in ((0.4, 0.15), (0.8, 0.4), (0.4, 1.0))
     for noise in (0.003, 0.02, 0.1)
-    for scale in (0.15, 0.4, 1.0)
-    for smooth in (0.0, 0.3, 1.0)
+    for smooth in (0.0, 1.0)
 ]
 Setting = tuple[float, float, float, float]
 MOST_IN_BLOCK = 160

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from unified_server.predictive.learned.conformal import Intervals, group_of
 from unified_server.predictive.learned.features import NUMBERS, Cards, Floats, Ints, Rows, read_rows
-from unified_server.predictive.learned.regressor import Regressor, restored, state
+from unified_server.predictive.learned.regressor import Regressor, calibrated, restored, state
 from unified_server.predictive.learned.specs import DeviceSpec
 
 FIGURES = ("throughput", "latency", "memory_usage")
@@ -179,7 +179,7 @@ def _percent(residuals: Floats) -> float:
     return round(100 * float(np.median(np.abs(np.expm1(-residuals)))), 2)
 
 
-def _new_devices(rows: Rows, target: Floats, timed: bool, most: int = 5000) -> tuple[Floats, Floats]:
+def _new_devices(rows: Rows, target: Floats, timed: bool, most: int = 2500) -> tuple[Floats, Floats]:
     """What is left of rows of devices that were left out: with ten rows of the device, and with none. Small fits on at most ``most`` rows."""
     random = np.random.default_rng(0)
     index: Ints = np.sort(random.permutation(len(rows))[:most])
@@ -189,16 +189,15 @@ def _new_devices(rows: Rows, target: Floats, timed: bool, most: int = 5000) -> t
     few, new = [np.zeros(0)], [np.zeros(0)]
     if len(names) < 2:
         return few[0], new[0]
-    for device in names[np.argsort(-counts)][:5]:
+    for device in names[np.argsort(-counts)][:4]:
         out, rest = np.flatnonzero(devices == device), np.flatnonzero(devices != device)
         if len(rest) < _LEAST or len(out) < _LEAST:
             continue
-        regressor, _ = Regressor.fit(rows.take(rest), target[rest], timed=timed, rounds=60)
-        new.append(_thinned(target[out] - regressor.predict(rows.take(out))))
-        ten, others = np.split(random.permutation(out), [10])
-        more = np.concatenate([rest, ten])
-        regressor, _ = Regressor.fit(rows.take(more), target[more], timed=timed, rounds=60)
-        few.append(_thinned(target[others] - regressor.predict(rows.take(others))))
+        regressor, _ = Regressor.fit(rows.take(rest), target[rest], timed=timed, rounds=40)
+        left = target[out] - regressor.predict(rows.take(out))
+        ten, others = np.split(random.permutation(len(out)), [10])
+        few.append(_thinned(calibrated(rows.take(out), left, ten)[others]))
+        new.append(_thinned(left))
     return np.concatenate(few), np.concatenate(new)
 
 

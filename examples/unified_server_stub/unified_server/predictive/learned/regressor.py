@@ -8,7 +8,7 @@ The target is the logarithm of milliseconds a step, or of megabytes. In order:
 4. kriging over each model's own rows (``kriging``), once over what the trees leave and once, smoother, over what the line leaves; they are mixed as
    leaving out each row in turn says.
 
-A model without rows of its own gets the line and trees over all rows, which stand last in ``lines`` and ``trees``.
+A model without rows of its own gets the line and trees over all rows, which stand last in ``lines`` and ``trees``; there are more of those trees.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from unified_server.predictive.learned.trees import Trees
 FOLDS = 3
 _WORDS = ("platform", "device", "precision", "mode", "compile", "layout", "framework", "modality")
 _SHIFT_PENALTY, _SLOPE_PENALTY = 0.05, 6.0
+_KNOTS = (-4.0, -2.0, 0.0, 2.0, 4.0)
 _ROUNDS = 200  # of trees, where there are rows enough to feed them
 
 
@@ -101,7 +102,7 @@ class Regressor:
             train = train if len(train) else test
             line = Line.fit(rows.take(train), target[train])
             features, base = line.features(rows), line.predict(rows)
-            grown = Trees.grow(features[train], target[train] - base[train], RISING, rounds=rounds, seed=k)
+            grown = Trees.grow(features[train], target[train] - base[train], RISING, rounds=rounds * (1 + (k == FOLDS)), seed=k)
             residuals[test] = target[test] - base[test] - grown.predict(features[test])
             lines.append(line)
             trees.append(grown)
@@ -161,7 +162,11 @@ def _linear(rows: Rows) -> Floats:
         [float(word == value) for word in rows.words[kind]]
         for kind, value in (("platform", "cpu"), ("mode", "training"), ("precision", "fp32"))
     ]
-    return np.column_stack([numbers, unknown, *flags])
+    # A step takes its overhead until its work exceeds it: smooth hinges along the work of a step let a line bend there.
+    work = derived(numbers)[:, len(NUMBERS) + 1] - np.nan_to_num(rows.column("rate"), nan=3.0)
+    with np.errstate(invalid="ignore"):  # of a model without a size it is not known
+        hinges = [np.logaddexp(0.0, work - knot) for knot in _KNOTS]
+    return np.column_stack([numbers, unknown, *flags, *hinges])
 
 
 def _physics(rows: Rows, timed: bool) -> Floats:
@@ -197,6 +202,11 @@ def _by_device(rows: Rows, devices: Mapping[str, Sequence[float]]) -> Floats:
     weights = np.array([devices.get(device, none) for device in rows.words["device"]]).reshape(len(rows), -1)
     total: Floats = (_slopes(rows) * weights).sum(axis=1)
     return total
+
+
+def calibrated(rows: Rows, left: Floats, known: Ints) -> Floats:
+    """What is left of rows of one device once some of them are known."""
+    return left - _by_device(rows, _device_lines(rows.take(known), left[known]))
 
 
 def state(regressor: Regressor) -> tuple[dict[str, Any], dict[str, Any]]:
