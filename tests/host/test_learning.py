@@ -44,7 +44,7 @@ def measured(model: int, batch_size: int, device: str = "NVIDIA GeForce RTX 4090
     }
 
 
-ROWS = [measured(model, 2**power, device) for model in range(1, 22) for power in (0, 2, 4, 5) for device in DEVICES]
+ROWS = [measured(model, 2**power, device) for model in range(1, 15) for power in (0, 2, 4, 5) for device in DEVICES]
 TABLE = aligned(pa.Table.from_pylist(ROWS, schema=TABLE_SCHEMA))
 
 
@@ -54,13 +54,26 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PredictivePerformance]:
-    """A service that was trained once on ROWS, by the process that the server starts for it."""
+def learned(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PredictivePerformance]:
+    """A service with a version that was learned from ROWS."""
     file = tmp_path_factory.mktemp("learned") / "predictive.duckdb"
-    service = PredictivePerformance(str(file), learning=LearningConfig(enabled=True, minimum_rows=50))
+    service = PredictivePerformance(str(file), learning=LearningConfig(enabled=True))
     service.record_measurement_table(TABLE)
-    assert service.learning.train(), service.learning.describe()
+    summary = {"trained_at": "2026-11-26T00:00:00+00:00", "rows": len(ROWS), "recorded": len(ROWS), "errors": predictor.summary()}
+    Versions(f"{file}.predictor").save(predictor, summary)
     yield service
+    service.close()
+
+
+@pytest.mark.timeout(300)
+def test_the_server_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """The version is in force when the process has ended; its measurements are not left behind."""
+    service = PredictivePerformance(str(tmp_path / "p.duckdb"), learning=LearningConfig(enabled=True, minimum_rows=20))
+    service.record_measurement_table(TABLE.slice(0, 40))
+    assert service.learning.train(), service.learning.describe()
+    told = service.learning.describe()
+    assert (told["version"], told["rows"], told["failure"], told["next"]["new_rows"]) == (1, 40, None, 0)
+    assert not list(tmp_path.glob("p.duckdb.predictor/*.arrow"))
     service.close()
 
 

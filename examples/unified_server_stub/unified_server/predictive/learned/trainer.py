@@ -156,7 +156,10 @@ class Trainer:
                 _, said = self._process.communicate()
             failed = self._process.returncode != 0
         finally:
-            self._process = None
+            process, self._process = self._process, None
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.communicate()
             file.unlink(missing_ok=True)
         self._failure = said.decode(errors="replace").strip().splitlines()[-1][:300] if failed and said.strip() else None
         if failed and not self._stop.is_set():
