@@ -228,6 +228,48 @@ def test_a_process_that_is_gone_leaves_its_claims_as_rows_in_doubt_from_now_on(b
     assert book.rows() == before, "their time counts from the moment their process was found gone"
 
 
+def test_a_process_that_is_gone_leaves_in_doubt_what_it_was_sending_and_nothing_else(book: Book, clock: Clock) -> None:
+    """A row that it sent anew is in doubt as a new one is; what is delivered, or waits without a reason, has nothing to do with it."""
+    book.compared(9)
+    delivered, waiting, again = (make_batch({}, first=number) for number in (1, 2, 3))
+    for batch, end in ((delivered, {}), (waiting, {0: FAILED}), (again, {0: FAILED})):
+        book.claim(batch)
+        book.acknowledge(batch, end)
+    book.ledger.deliveries.retry(book.source_id, rejected=False)
+    book.claim(again, new=False)
+    book.claim(make_batch({}, first=4))
+    before = {row["result_id"]: row for row in book.rows()}
+    clock.advance(LEASE_S)
+    book.holder = book.take("other")
+    book.lose()
+    after = {row["result_id"]: row for row in book.rows()}
+    assert [after[result_id] for result_id in ("1", "2")] == [before[result_id] for result_id in ("1", "2")]
+    assert [(after[result_id]["state"], after[result_id]["reason_code"], after[result_id]["updated_at"]) for result_id in ("3", "4")] == [
+        ("in_doubt", "process_gone", clock())
+    ] * 2
+
+
+def test_a_result_without_a_model_is_refused_again_and_again(book: Book) -> None:
+    """Nobody knows what it is of: the ledger keeps an empty name, and finds it by that the next time."""
+    book.compared(3)
+    nameless = {**REFUSED, "model_name": None, "hardware_platform": None, "reason_code": "model_missing", "reason": None}
+    batch = make_batch({}, nameless)
+    book.claim(batch)
+    book.acknowledge(batch)
+    for _ in range(2):
+        assert book.ledger.deliveries.retry(book.source_id, rejected=True) == 1
+        book.claim(batch.slice(1), new=False)
+        refused = book.rows()[1]
+        assert [refused[name] for name in ("state", "model", "hardware", "reason_code", "reason")] == [
+            "rejected",
+            "",
+            "",
+            "model_missing",
+            "",
+        ]
+    assert book.accounting.balanced
+
+
 def test_a_claim_of_a_result_that_has_a_row_all_the_same_does_not_stop_the_runs_to_come(
     book: Book, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,9 +129,10 @@ def test_what_is_not_sent_on_purpose_is_counted_once(world: World, sink: Scripte
     assert sink.sent == ["101", "102"]
     assert world.accounting.skipped_by_reason == {"simulated": 1}
     assert slices.count == 0
-    found = world.accounting
+    found, coverage = world.accounting, world.ledger.accounts.coverage(1)
     world.sync()
     assert world.accounting == replace(found, compared_at=world.accounting.compared_at), "a comparison counts the same"
+    assert world.ledger.accounts.coverage(1) == coverage
 
 
 def test_what_is_due_again_is_sent_with_what_is_new(world: World, sink: Scripted, slices: Slices) -> None:
