@@ -28,6 +28,12 @@ ALIASES = {"amp_fp16": "fp16", "amp_bf16": "bf16", "float": "fp32", "w8a8": "int
 
 _ANY = pa.table({"model_name": ["any"], "hardware_platform": ["cuda"]})
 
+_PUBLISHED = "SELECT * FROM read_parquet($1)"
+_SAMPLE = """
+    SELECT *, CAST(row_number() OVER () AS VARCHAR) AS row_id, started_at AS measured_at, image_size AS img_size, 1 AS num_devices,
+           NULL AS gmacs, NULL AS macts_million, NULL AS compile_mode, NULL AS memory_layout
+      FROM read_csv($1, sample_size = -1)
+"""
 _PART = """
 COPY (
     SELECT row_id, model_name, model_family, hardware_type, device_name, batch_size, coalesce(sequence_length, 0) AS sequence_length, precision, mode,
@@ -59,10 +65,10 @@ def parts_of(rows: Path, place: Path, results: int, parts: int, seed: float) -> 
     with duckdb.connect() as connection:
         connection.execute("SELECT setseed($1)", [seed])
         connection.execute(
-            """
+            f"""
             CREATE TABLE shuffled AS
             SELECT *, row_number() OVER () - 1 AS place FROM (
-                SELECT * FROM (SELECT * FROM read_parquet($1) ORDER BY row_id)
+                SELECT * FROM (SELECT * FROM ({_SAMPLE if rows.suffix == ".csv" else _PUBLISHED}) ORDER BY row_id)
                  WHERE throughput_items_per_second > 0 AND batch_size >= 1 AND hardware_type IN ('cpu', 'cuda', 'rocm')
                    AND precision IN ('fp32', 'fp16', 'bf16', 'int8', 'int4', 'amp_fp16', 'amp_bf16', 'float', 'w8a8')
                  ORDER BY random() LIMIT $2)
@@ -106,7 +112,7 @@ def percent(share: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench prequential", description=__doc__)
-    parser.add_argument("--rows", type=Path, required=True, help="published rows as Parquet, see bench/rows.py")
+    parser.add_argument("--rows", type=Path, required=True, help="published rows as Parquet, or the sample's CSV file")
     parser.add_argument("--results", type=int, default=5_000)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=float, default=0.5)
