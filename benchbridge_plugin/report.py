@@ -78,7 +78,14 @@ def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -
         **counted,
         "sync_history": [run_as_json(run) for run in ledger.runs.history(source_id, limit=_RUNS_SHOWN)],
         "accounting": accounting_as_json(accounting),
+        "predictions": predictions(ledger, [source_id]),
     }
+
+
+def predictions(ledger: Ledger, source_ids: Sequence[int]) -> dict[str, Any]:
+    """How far predictions were off: all together, and by what the predictor had seen (docs/accuracy.md)."""
+    said = ledger.scores.report(source_ids)
+    return {name: said[name] for name in ("overall", "by_seen")}
 
 
 def counts(ledger: Ledger, source_id: int) -> dict[str, Any]:
@@ -224,6 +231,8 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         shown, found = report["regressions"]["newest"], report["regressions"]["open"]
         more = [f"... and {found - len(shown)} more: benchbridge regressions"] if found > len(shown) else []
         parts += [heading("Open regressions"), regressions_table(shown, markdown=markdown), *more]
+    if report["predictions"]["overall"]:
+        parts += [heading("Predictions before delivery"), _predictions_table(report["predictions"]["overall"], markdown=markdown)]
     for title, key in (("Coverage by hardware", "hardware_coverage"), ("Coverage by model", "model_coverage")):
         names = list(report[key])
         rows = [
@@ -254,6 +263,27 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         headers = ["run", *(["file"] if several else []), "kind", "state", "started", "synced", "refused", "to be retried"]
         parts += [heading("Last runs"), table(headers, runs, markdown=markdown)]
     return "\n\n".join(parts) + "\n"
+
+
+def _predictions_table(groups: Sequence[Mapping[str, Any]], *, markdown: bool) -> str:
+    """How far off each predictor was, as percent of what was measured."""
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.1f}"
+
+    names = ("median_error", "p90_error", "bias", "interval_held")
+    rows = [
+        [
+            group["figure"].replace("_", " "),
+            group["predictor"],
+            group["results"],
+            group["unanswered"],
+            *(percent(group[name]) for name in names),
+        ]
+        for group in groups
+    ]
+    headers = ["figure", "by", "results", "no answer", "half within %", "90 % within %", "bias %", "interval held %"]
+    return table(headers, rows, markdown=markdown)
 
 
 def regressions_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:

@@ -217,6 +217,7 @@ class Roster:
             "note": note if unread else "" if said else self.nothing_found().message,
             "sync_history": self.runs(limit=_RUNS_SHOWN),
             "accounting": accounting_as_json(accounting_total(accountings.values())),
+            "predictions": reports.predictions(self.ledger, [feed.source_id for feed in self.feeds]),
         }
         return report_total(list(zip(said, counted, strict=True)), shown)
 

@@ -82,7 +82,7 @@ def _sentence(
 def report_total(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shown: Mapping[str, Any]) -> dict[str, Any]:
     """The reports of all files as one, with the same keys and `sources`: what is said of each file, with its own figures.
 
-    `parts`: what to say of a file, and its report. `shown`: what the sum cannot know: generated_at, source, note, sync_history, accounting.
+    `parts`: what to say of a file, and its report. `shown`: what the sum cannot know: generated_at, source, note, sync_history, accounting, predictions.
     """
     quality: Counter[str] = Counter()
     for _, report in parts:

@@ -388,6 +388,31 @@ def test_a_run_that_has_to_stop_before_its_first_batch_sends_nothing(line: Line)
     assert (line.book.rows(), line.on_their_way(), line.book.accounting.pending) == ([], 0, 100)
 
 
+def test_a_run_that_has_to_stop_does_not_wait_for_a_batch_that_is_being_read(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the file takes: while there is nothing to send it looks again and again, which keeps the lease as well."""
+    shown, waiting = threading.Event(), threading.Event()
+    is_set = line.stop.is_set
+
+    def stopping() -> bool:
+        now = is_set()
+        if shown.is_set():
+            waiting.set()
+        return now
+
+    monkeypatch.setattr(line.stop, "is_set", stopping)
+    line.shown = lambda submit: shown.set()
+    conveyor = line.conveyor()
+
+    def batches() -> Iterator[pa.Table]:
+        yield batch_of(number=1)
+        wait_for(waiting)
+        line.stop.set()
+        wait_for(conveyor._stop)
+
+    conveyor.carry(batches())
+    assert line.sink.batches == [ids_of(1)]
+
+
 def test_the_sinks_stop_ends_it_and_is_raised_once_its_batch_is_written(line: Line) -> None:
     """What was claimed ahead is given back."""
 

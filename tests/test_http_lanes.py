@@ -263,6 +263,29 @@ def test_what_goes_wrong_in_a_lane_is_raised_where_it_is_taken() -> None:
         assert lanes.in_flight == 0
 
 
+def test_who_leaves_by_an_error_does_not_wait_for_what_is_under_way() -> None:
+    """An interrupt takes effect at once, however long the server takes."""
+    begun, free = threading.Event(), threading.Event()
+
+    def work(number: int) -> bool:
+        begun.set()
+        return free.wait(30)
+
+    lanes: Lanes[int, bool] = Lanes(work, most=2)
+
+    def leave() -> None:
+        with lanes:
+            lanes.begin(1)
+            assert begun.wait(30)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    assert lanes._ended.empty()
+    free.set()
+    assert lanes.take() == (1, True)
+
+
 # -- the window -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -371,7 +371,7 @@ def test_a_source_without_results_sees_nothing_of_another(book: Book, clock: Clo
     assert comparisons.count_current(number) == 0
     assert book.ledger.doubts.page(number) == []
     clock.advance(1_000)
-    assert len(comparisons.due(book.source_id, 10)) > 0
+    assert comparisons.due(book.source_id, 10).column("result_id").to_pylist() == ["6", "2"], "what is in doubt or on its way is not due"
     assert len(comparisons.due(number, 10)) == 0
     assert not accounts.waiting(number, clock() + 1_000)
     assert list(accounts.every_key(number)) == []
@@ -455,6 +455,18 @@ def test_the_lease_has_one_holder_who_is_named(book: Book) -> None:
     assert holder is not None
     assert (holder.owner, holder.run_id) == ("me", book.holder.run_id)
     assert book.ledger.leases.acquire("another source", "other", LEASE_S).token == 1
+
+
+@pytest.mark.parametrize("duration_s", [1.0, 60.0, 7_200.0])
+def test_a_lease_is_held_to_its_end_however_long_it_lasts(book: Book, clock: Clock, duration_s: float) -> None:
+    """What looks like the time of a wrong clock depends on how long it was taken for."""
+    book.ledger.leases.acquire("other", "a", duration_s)
+    for wait_s in (0.0, duration_s * 0.9):
+        clock.advance(wait_s)
+        with pytest.raises(LeaseBusy):
+            book.ledger.leases.acquire("other", "b", duration_s)
+    clock.advance(duration_s * 0.1)
+    assert book.ledger.leases.acquire("other", "b", duration_s).token == 2
 
 
 def test_a_lease_runs_out_and_its_token_grows(book: Book, clock: Clock) -> None:

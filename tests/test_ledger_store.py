@@ -112,6 +112,8 @@ def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Led
 
 #: What each version of the ledger added, taken away again.
 ADDED: dict[int, Sequence[str]] = {
+    7: ("DROP TABLE scores", "DROP TABLE forecast_errors"),
+    6: ("DROP TABLE regressions", "DROP TABLE watches", "DROP TABLE histories"),
     5: ("DROP TABLE meters", "DROP TABLE outbox"),
     4: (
         "DROP INDEX ix_deliveries_refused",

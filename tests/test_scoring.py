@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 from unified_server.predictive.service import PredictivePerformance
 
+from benchbridge_plugin import report as reports
 from benchbridge_plugin.ledger import Holder
-from benchbridge_plugin.model import Fate, Outcome, Receipt, SyncRequest
+from benchbridge_plugin.model import FORECAST_FIELDS, Fate, Outcome, Receipt, SyncRequest
 from benchbridge_plugin.scoring import Scorer
 from benchbridge_plugin.sinks.exchange import Reply
 from benchbridge_plugin.sinks.http import HttpSink
@@ -39,6 +40,18 @@ def of_figures(**figures: float) -> Predict:
         )
 
     return predict
+
+
+class Storing:
+    """A host's service as it was before there was a predictor."""
+
+    def __init__(self, service: PredictivePerformance) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "predict_measurements":
+            raise AttributeError(name)
+        return getattr(self._service, name)
 
 
 class Predicting(PredictivePerformance):
@@ -148,7 +161,7 @@ def test_no_sample_asks_nothing(world: World, service: Callable[[Predict], Predi
     assert there.asked == []
     with_none = PredictivePerformance(str(world.directory / "none.duckdb"))
     world.database.insert()
-    assert world.engine(ServiceSink(with_none), score_sample=1.0).run(SyncRequest(limit=0, days=0)).synced == 1
+    assert world.engine(ServiceSink(Storing(with_none)), score_sample=1.0).run(SyncRequest(limit=0, days=0)).synced == 1
     assert overall(world) == {}
     with_none.close()
 
@@ -311,8 +324,21 @@ def test_over_http_predictions_may_leave_figures_out() -> None:
     sink = HttpSink(cast(Any, Exchange()))
     assert sink.forecast(many(3)) is None
     sink._know(frozenset({"predict_bulk"}))
-    said = sink.forecast(many(3))
+    said = sink.forecast(many(3).select(FORECAST_FIELDS))  # no figure can be seen
     assert said is not None
     assert (said.column("latency").to_pylist(), said.column("throughput").to_pylist()) == ([1.0, 1.0, None], [None, 7.0, None])
     assert not {"throughput", "latency", "memory_usage"} & set(asked[0][0])
     assert not sink.is_near
+
+
+def test_the_report_says_in_short_how_far_off_predictions_were(world: World, service: Callable[[Predict], Predicting]) -> None:
+    """In every form for people; without a predictor there is no such part."""
+    fill(world, 6)
+    engine = world.engine(ServiceSink(service(of_figures(throughput=100.0))), score_sample=1.0)
+    assert "Predictions before delivery" not in reports.render(reports.build(world.ledger, source_id(world), source_name="bench"), "text")
+    engine.run(SyncRequest(limit=0, days=0))
+    report = reports.build(world.ledger, source_id(world), source_name="bench")
+    assert [group["results"] for group in report["predictions"]["overall"] if group["figure"] == "throughput"] == [6]
+    assert {(group["model_seen"], group["hardware_seen"]) for group in report["predictions"]["by_seen"]} == {(True, False)}
+    for kind in ("text", "markdown", "html"):
+        assert "Predictions before delivery" in reports.render(report, kind)

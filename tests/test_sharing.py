@@ -197,6 +197,25 @@ def test_a_helper_stays_until_the_run_has_ended(world: World, hosts: Hosts) -> N
     hosts.finished(ROWS)
 
 
+def test_a_helper_sends_batches_of_the_configured_size(world: World, hosts: Hosts) -> None:
+    fill(world, ROWS)
+    sizes: list[int] = []
+
+    class Measured(Scripted):
+        batch_rows = BATCH
+
+        def send(self, batch: pa.Table, *, stopping: Callable[[], bool]) -> Receipt:
+            sizes.append(len(batch))
+            return super().send(batch, stopping=stopping)
+
+    sink = Measured()
+    sink.sent = hosts.stored
+    hosts.leader_sink.before = once(lambda: hosts.helper(sink=sink, batch_size=5).help(stopping=lambda: len(sizes) >= 4))
+    assert hosts.leader().run(SyncRequest()).synced == ROWS
+    assert max(sizes) == 5
+    hosts.finished(ROWS)
+
+
 def test_a_small_run_is_not_worth_sharing(world: World, hosts: Hosts) -> None:
     fill(world, 30)
     seen: list[int] = []
@@ -458,7 +477,8 @@ def test_a_run_that_has_to_stop_does_not_wait_for_who_carries_a_part_of_it(world
     fill(world, ROWS)
     taken: list[Any] = []
     hosts.leader_sink.before = once(lambda: taken.append(world.ledger.shares.take(world.name, "helper", 10 * LEASE_S)))
-    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(clock.slept) > 3)
+    # It looks again and again at who carries the part, while its own last batches are still being sent.
+    summary = hosts.leader().run(SyncRequest(), stopping=lambda: len(clock.slept) > 3 and len(hosts.stored) == ROWS - len(taken[0].results))
     (share,) = taken
     assert (summary.state, summary.synced) == ("stopped", ROWS - len(share.results))
     assert world.check_accounts().pending == len(share.results)
@@ -526,9 +546,12 @@ def test_a_part_given_back_with_claims_left_is_not_taken_for_carried_out(book: B
     assert share is not None
     book.claim(make_batch({}), holder=share.holder)
     book.ledger.shares.finish(share, done=True)
-    (offer,) = book.ledger.shares.offers(book.source_id)
+    other = book.ledger.shares.offer(book.holder, book.source_id, part(2))
+    offer, free = book.ledger.shares.offers(book.source_id)
     assert (offer.number, offer.taken, offer.carried) == (number, True, False)
+    assert (free.number, free.taken) == (other, False)
     book.ledger.shares.revoke(book.holder, book.source_id, number)
+    assert book.ledger.shares.offers(book.source_id) == [free], "the end of one part is not that of another"
     book.ledger.doubts.abandoned(book.holder, book.source_id, share=number, of=["1"])
     assert book.states() == ["in_doubt"]
     assert book.accounting.balanced
@@ -571,11 +594,11 @@ def test_the_end_of_a_part_touches_no_known_row_that_the_run_is_sending(book: Bo
     book.ledger.shares.revoke(book.holder, book.source_id, number)
     book.ledger.doubts.abandoned(book.holder, book.source_id, share=number, of=["1", "2"])
     book.acknowledge(mine)
-    assert [(row["result_id"], row["state"]) for row in book.rows()] == [
-        ("1", "in_doubt"),
-        ("2", "in_doubt"),
-        ("3", "delivered"),
-        ("4", "delivered"),
+    assert [(row["result_id"], row["state"], row["attempts"]) for row in book.rows()] == [
+        ("1", "in_doubt", 1),
+        ("2", "in_doubt", 1),
+        ("3", "delivered", 2),
+        ("4", "delivered", 2),
     ]
 
 

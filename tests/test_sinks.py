@@ -22,7 +22,7 @@ from tests.conftest import MEASUREMENT, FullServer, MakeSink, doubts_of, make_ba
 from tests.kit.base_contract import BaseContractServer
 
 Rows = Sequence[Mapping[str, Any]]
-CAPABILITIES = {"idempotency", "bulk", "lookup", "measured_at"}
+CAPABILITIES = {"idempotency", "bulk", "lookup", "measured_at", "predict_bulk"}
 
 
 class RowsOnly:

@@ -137,6 +137,8 @@ def test_refused_and_failing_rows_do_not_hold_up_those_behind_them(world: World,
     assert (summary.state, summary.synced, summary.rejected, summary.failed, summary.in_doubt) == ("partial", 6, 1, 2, 1)
     assert summary.reasons == {"try_later": 1, "refused_by_api": 1, "no_answer": 1}
     assert summary.considered == 9
+    assert (summary.backlog, summary.guidance) == (world.accounting.backlog, "")
+    assert summary.held["count"] > 0
 
 
 def test_the_wait_grows_with_jitter_and_is_capped(world: World, scripted: Scripted, clock: Clock) -> None:

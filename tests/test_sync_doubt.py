@@ -230,14 +230,16 @@ def test_nothing_is_given_up_for_an_api_that_is_down(world: World, server: BaseC
     assert len(server.rows) == 12
 
 
-def test_never_giving_up_can_be_chosen(world: World, scripted: Scripted, clock: Clock) -> None:
+@pytest.mark.parametrize(("outcome", "state"), [(FAILED, "retrying"), (IN_DOUBT, "sending")], ids=["failed", "in doubt"])
+def test_never_giving_up_can_be_chosen(world: World, scripted: Scripted, clock: Clock, outcome: Outcome, state: str) -> None:
     """With 0 attempts."""
     fill(world, 1)
-    scripted.fate = lambda result_id: FAILED
-    for _ in range(15):
+    scripted.fate = lambda result_id: outcome
+    scripted.settlement = lambda doubt: Settlement(Answer.ABSENT)
+    for _ in range(12):
         world.sync(policy={"max_attempts": 0})
         clock.advance(4_000)
-    assert (len(scripted.sent), world.states()) == (15, {"retrying": 1})
+    assert (len(scripted.sent), world.states()) == (12, {state: 1})
 
 
 def test_a_server_that_falls_silent_is_not_waited_for_row_by_row(world: World, server: BaseContractServer, http_sink: MakeSink) -> None:

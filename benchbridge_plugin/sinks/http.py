@@ -120,9 +120,9 @@ class HttpSink:
             return None
         predictions: list[Any] = []
         for start in range(0, len(batch), bulk.PART_ROWS):
-            asked = self._payloads.rows(batch.slice(start, bulk.PART_ROWS), with_extras="measured_at" in self._capabilities)
-            body = {"measurements": [{name: row[name] for name in FORECAST_FIELDS if name in row} for row in asked]}
-            answer = self._exchange.call("POST", f"{API}/predict-measurements", json_body=body)
+            part = batch.select(list(FORECAST_FIELDS)).slice(start, bulk.PART_ROWS)
+            asked = self._payloads.rows(part, with_extras="measured_at" in self._capabilities)
+            answer = self._exchange.call("POST", f"{API}/predict-measurements", json_body={"measurements": asked})
             if not isinstance(answer, Reply) or answer.status != 200 or not isinstance(answer.data, Mapping):
                 raise unusable(self.name, answer)
             said = answer.data.get("predictions")

@@ -32,8 +32,8 @@ class Payloads:
         self._connection: duckdb.DuckDBPyConnection | None = None
 
     def rows(self, batch: pa.Table, *, with_extras: bool) -> list[dict[str, Any]]:
-        """One object for each row."""
-        rows: list[dict[str, Any]] = batch.select(_fields(with_extras)).to_pylist()
+        """One object for each row, of the fields that the batch has."""
+        rows: list[dict[str, Any]] = batch.select([name for name in _fields(with_extras) if name in batch.column_names]).to_pylist()
         if with_extras:
             for row in rows:
                 row["measured_at"] = row["measured_at"].isoformat() if row["measured_at"] else None
