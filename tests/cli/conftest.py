@@ -53,19 +53,14 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory as the current one, an environment without our variables, and the logging as it was afterwards."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_as_it_was: None) -> Path:
+    """An empty directory as the current one, an environment without our variables, and no handler that is not the command's."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith("BENCHBRIDGE_"):
             monkeypatch.delenv(name)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    root.handlers = []
-    yield tmp_path
-    for handler in root.handlers:
-        handler.close()
-    root.handlers, root.level = handlers, level
+    logging.getLogger().handlers = []
+    return tmp_path
 
 
 @pytest.fixture
