@@ -40,6 +40,8 @@ _STEP = math.log(1.05)
 _LEAST = 1e-4
 _MOST = 1e6
 _WILDEST = math.log(_MOST)
+_ENOUGH_NOW, _ENOUGH_BEFORE = 40, 100
+_WORSE, _POINTS = 2.0, 0.05
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -152,6 +154,15 @@ def _grouped(rows: pa.Table, column: str | None) -> dict[str, Errors]:
         errors = Errors({row["bucket"]: row["count_all"]}, row["log_ratio_sum"], row["bounded_sum"], row["inside_sum"])
         found.setdefault(label, Errors()).add(errors)
     return found
+
+
+def is_lost(now: Errors, before: Errors) -> bool:
+    """Whether predictions have suddenly become much worse: half of them are off twice as far as half were before, by five points more, and further than
+    three quarters were. Of fewer than 40 now, where that is chance once in a thousand times, and of fewer than 100 before nothing is said."""
+    if now.predicted < _ENOUGH_NOW or before.predicted < _ENOUGH_BEFORE:
+        return False
+    median, usual, most = (errors.quantile(share) or 0.0 for errors, share in ((now, 0.5), (before, 0.5), (before, 0.75)))
+    return median >= max(_WORSE * usual, usual + _POINTS, most)
 
 
 def summed(counted: Iterable[tuple[Group, Errors]]) -> dict[Group, Errors]:

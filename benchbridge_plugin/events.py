@@ -17,7 +17,8 @@ from benchbridge_plugin.model import Accounting
 RUN_FINISHED = "run.finished"
 NEW_REFUSALS = "refusals.new"
 REGRESSION_FOUND = "regression.found"
-TYPES = (RUN_FINISHED, NEW_REFUSALS, REGRESSION_FOUND)
+ACCURACY_LOST = "accuracy.lost"
+TYPES = (RUN_FINISHED, NEW_REFUSALS, REGRESSION_FOUND, ACCURACY_LOST)
 VERSION = 1
 
 
@@ -53,6 +54,11 @@ def new_refusals(source: str, run_id: int, at: float, refusals: Sequence[Mapping
 def regression_found(source: str, at: float, regression: Mapping[str, Any]) -> Event:
     """`regression`: as the routes show it."""
     return _event(REGRESSION_FOUND, at, source, {"regression": dict(regression)})
+
+
+def accuracy_lost(source: str, run_id: int, at: float, losses: Sequence[Mapping[str, Any]]) -> Event:
+    """`losses`: as `GET /accuracy` has them."""
+    return _event(ACCURACY_LOST, at, source, {"run_id": run_id, "losses": [dict(loss) for loss in losses]})
 
 
 def _event(kind: str, at: float, source: str, data: Mapping[str, Any]) -> Event:

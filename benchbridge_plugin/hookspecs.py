@@ -15,7 +15,7 @@ from typing import Any
 
 import pluggy
 
-from benchbridge_plugin.events import NEW_REFUSALS, REGRESSION_FOUND, RUN_FINISHED, Event
+from benchbridge_plugin.events import ACCURACY_LOST, NEW_REFUSALS, REGRESSION_FOUND, RUN_FINISHED, Event
 
 PROJECT = "benchbridge"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -38,11 +38,16 @@ class Hooks:
     def benchbridge_regression_found(self, event: dict[str, Any]) -> None:
         """A configuration got worse for good. `event["data"]` has `regression`."""
 
+    @hookspec
+    def benchbridge_accuracy_lost(self, event: dict[str, Any]) -> None:
+        """Predictions were suddenly far worse than in the weeks before. `event["data"]` has `run_id` and `losses`."""
+
 
 _HOOKS: Mapping[str, str] = {
     RUN_FINISHED: "benchbridge_run_finished",
     NEW_REFUSALS: "benchbridge_refusals_found",
     REGRESSION_FOUND: "benchbridge_regression_found",
+    ACCURACY_LOST: "benchbridge_accuracy_lost",
 }
 _manager: pluggy.PluginManager | None = None
 _lock = threading.Lock()

@@ -83,9 +83,9 @@ def build(ledger: Ledger, source_id: int, *, source_name: str, note: str = "") -
 
 
 def predictions(ledger: Ledger, source_ids: Sequence[int]) -> dict[str, Any]:
-    """How far predictions were off: all together, and by what the predictor had seen (docs/accuracy.md)."""
+    """How far predictions were off: all together, by what the predictor had seen, and where that became worse (docs/accuracy.md)."""
     said = ledger.scores.report(source_ids)
-    return {name: said[name] for name in ("overall", "by_seen")}
+    return {name: said[name] for name in ("overall", "by_seen", "losses")}
 
 
 def counts(ledger: Ledger, source_id: int) -> dict[str, Any]:
@@ -232,7 +232,8 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         more = [f"... and {found - len(shown)} more: benchbridge regressions"] if found > len(shown) else []
         parts += [heading("Open regressions"), regressions_table(shown, markdown=markdown), *more]
     if report["predictions"]["overall"]:
-        parts += [heading("Predictions before delivery"), _predictions_table(report["predictions"]["overall"], markdown=markdown)]
+        lost = [loss["sentence"] for loss in report["predictions"]["losses"]]
+        parts += [heading("Predictions before delivery"), *lost, _predictions_table(report["predictions"]["overall"], markdown=markdown)]
     for title, key in (("Coverage by hardware", "hardware_coverage"), ("Coverage by model", "model_coverage")):
         names = list(report[key])
         rows = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchbridge_plugin.accuracy import FIGURES, FORECAST, UNANSWERED, Errors, Group, count, summed
+from benchbridge_plugin.accuracy import FIGURES, FORECAST, UNANSWERED, Errors, Group, count, is_lost, summed
 
 
 def scored(*pairs: tuple[float | None, float | None], **more: list[float | None]) -> pa.Table:
@@ -117,3 +117,43 @@ def test_the_wildest_figures_stay_numbers() -> None:
     """The smallest and the largest that a file can hold."""
     said = errors_of(scored((1e-300, 1e30), (1e308, 1e-30), (10.0, 10.0))).as_dict()
     assert all(math.isfinite(said[name]) for name in ("median_error", "p90_error", "bias"))
+
+
+def off_by(*errors: float) -> Errors:
+    return errors_of(scored(*((100.0, 100.0 * (1.0 + error)) for error in errors)))
+
+
+USUAL = [0.02 * (number % 10) for number in range(200)]  # half within 9 %, three quarters within 15 %
+
+
+@pytest.mark.parametrize(
+    ("errors", "lost"),
+    [
+        ([0.5] * 40, True),
+        ([0.5] * 39, False),  # too few to say
+        (USUAL[:40], False),
+        ([0.14] * 40, False),  # somewhat worse
+        ([0.02] * 22 + [5.0] * 18, False),  # many are wild, and half are as good as ever
+        ([0.02] * 18 + [0.5] * 22, True),
+    ],
+)
+def test_accuracy_is_lost_when_half_are_far_off(errors: list[float], lost: bool) -> None:
+    """Neither some wild predictions nor somewhat worse ones are a loss."""
+    assert is_lost(off_by(*errors), off_by(*USUAL)) is lost
+
+
+def test_what_half_now_exceed_only_a_quarter_exceeded_before() -> None:
+    """Where errors were always far apart, twice the median is nothing unusual."""
+    spread = [0.05] * 60 + [0.5] * 40
+    assert not is_lost(off_by(*[0.2] * 50), off_by(*spread))
+    assert is_lost(off_by(*[0.8] * 50), off_by(*spread))
+
+
+def test_without_enough_before_nothing_is_lost() -> None:
+    assert not is_lost(off_by(*[0.9] * 100), off_by(*USUAL[:99]))
+    assert is_lost(off_by(*[0.9] * 100), off_by(*USUAL[:100]))
+
+
+def test_a_predictor_that_was_nearly_exact_may_become_a_little_worse() -> None:
+    """Twice almost nothing is almost nothing."""
+    assert not is_lost(off_by(*[0.04] * 50), off_by(*[0.001] * 200))

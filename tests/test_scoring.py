@@ -14,7 +14,8 @@ from sqlalchemy import NullPool, create_engine, text
 from unified_server.predictive.service import PredictivePerformance
 
 from benchbridge_plugin import report as reports
-from benchbridge_plugin.ledger import Holder
+from benchbridge_plugin.events import Event
+from benchbridge_plugin.ledger import Holder, Ledger
 from benchbridge_plugin.model import FORECAST_FIELDS, Fate, Outcome, Receipt, SyncRequest
 from benchbridge_plugin.scoring import Scorer
 from benchbridge_plugin.sinks.exchange import Reply
@@ -342,3 +343,51 @@ def test_the_report_says_in_short_how_far_off_predictions_were(world: World, ser
     assert {(group["model_seen"], group["hardware_seen"]) for group in report["predictions"]["by_seen"]} == {(True, False)}
     for kind in ("text", "markdown", "html"):
         assert "Predictions before delivery" in reports.render(report, kind)
+
+
+def test_a_sudden_loss_of_accuracy_is_told_once(world: World, service: Callable[[Predict], Predicting]) -> None:
+    """When the run ends that showed it; again only after a day without it."""
+    told: list[Event] = []
+    ledger = Ledger(world.ledger_url, now=world.clock, told=told.extend)
+    says: dict[str, Any] = {}
+
+    def predict(asked: pa.Table) -> pa.Table:
+        return pa.table({name: [value] * len(asked) for name, value in says.items()})
+
+    engine = world.engine(ServiceSink(service(predict)), ledger=ledger, score_sample=1.0)
+    world.database.insert(result_id=1)
+    latency_ms = world.database.execute("SELECT average_latency_ms FROM performance_results")[0][0]
+    engine.run(SyncRequest(limit=0, days=0))
+
+    def day(results: int, factor: float, *, model_seen: bool = True) -> list[Any]:
+        """What is told of on a new day with so many results, and predictions that are too high by this factor."""
+        world.clock.advance(86_400)
+        says.update(latency=factor * latency_ms, model_seen=model_seen, hardware_seen=True)
+        world.database.execute(
+            "INSERT INTO performance_results SELECT p.* REPLACE (CAST(p.result_id + last + n AS INTEGER) AS result_id) FROM performance_results AS p, "
+            "(SELECT max(result_id) AS last FROM performance_results), range(?) AS more(n) WHERE p.result_id = 1",
+            [results],
+        )
+        assert engine.run(SyncRequest(limit=0, days=0)).synced == results
+        happened = [loss for event in told if event.type == "accuracy.lost" for loss in event.data["losses"]]
+        told.clear()
+        return happened
+
+    assert [day(40, 1.02) for _ in range(3)] == [[]] * 3
+    (loss,) = day(40, 1.9)
+    assert (loss["figure"], loss["model_seen"], loss["hardware_seen"], loss["results"], loss["results_before"]) == (
+        "latency",
+        True,
+        True,
+        40,
+        120,
+    )
+    assert "predictions of latency of known models on known hardware were off by more than" in loss["sentence"]
+    assert ledger.scores.losses([source_id(world)]) == [loss]
+    assert day(40, 1.9) == [], "it is not over"
+    assert [day(40, 1.02) for _ in range(4)] == [[]] * 4
+    assert ledger.scores.losses([source_id(world)]) == []
+    assert day(10, 1.9) == [], "it may be chance"
+    assert day(40, 1.9, model_seen=False) == [], "new models are harder"
+    assert len(day(40, 1.9)) == 1
+    ledger.close()

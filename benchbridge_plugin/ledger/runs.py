@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, or_, select, update
 
 from benchbridge_plugin import events
 from benchbridge_plugin.events import Event
-from benchbridge_plugin.ledger import meters
+from benchbridge_plugin.ledger import meters, scores
 from benchbridge_plugin.ledger.accounts import Accounts
 from benchbridge_plugin.ledger.leases import Holder, Lease, Leases
 from benchbridge_plugin.ledger.outbox import Outbox
@@ -139,6 +139,7 @@ class Runs:
         """The events of a run that has ended, written to the outbox. `refusals`: see Accounts.refusals."""
         refused = [row for row in refusals if row["state"] == STATE_NAMES[State.REJECTED]]
         new = meters.new_codes(connection, source_id, [row["code"] for row in refused]) if refused else []
+        lost = scores.newly_lost(connection, source_id, run["finished_at"])
         if not self._has_listeners:
             return []
         source = connection.execute(select(sources.c.name).where(sources.c.source_id == source_id)).scalar_one()
@@ -147,6 +148,8 @@ class Runs:
             kinds = [[row for row in refused if row["code"] == code] for code in new]  # most first
             told = [{"code": rows[0]["code"], "count": sum(row["count"] for row in rows), "example": rows[0]["reason"]} for rows in kinds]
             happened.append(events.new_refusals(source, run["run_id"], run["finished_at"], told))
+        if lost:
+            happened.append(events.accuracy_lost(source, run["run_id"], run["finished_at"], lost))
         for event in happened:
             self._outbox.put(connection, source_id, event)
         return happened

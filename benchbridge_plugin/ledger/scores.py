@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from benchbridge_plugin.accuracy import OVERALL, Errors, Group, summed
-from benchbridge_plugin.ledger.schema import deliveries, forecast_errors, scores
+from benchbridge_plugin.accuracy import OVERALL, Errors, Group, is_lost, summed
+from benchbridge_plugin.ledger.schema import deliveries, forecast_errors, meters, scores
 from benchbridge_plugin.ledger.store import Store, insert_many
 from benchbridge_plugin.model import storable
 
@@ -31,6 +31,12 @@ _IDENTITY_ONLY = pa.ipc.IpcReadOptions(included_fields=[0, 1])  # result_id, con
 _KEYS = ("source_id", "day", "view", "label", "figure", "predictor")
 _BEGIN_SQL = f"INSERT INTO forecast_errors ({', '.join(_KEYS)}, counts) VALUES (?, ?, ?, ?, ?, ?, '') ON CONFLICT DO NOTHING"
 _SET_SQL = f"UPDATE forecast_errors SET counts = ? WHERE {' AND '.join(f'{name} = ?' for name in _KEYS)}"
+_USUAL_DAYS = 28
+_LOST = "accuracy_lost"  # a meter: the day on which a loss was told, until there is none any more
+_TOLD_SQL = (
+    "INSERT INTO meters (source_id, name, labels, value) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (source_id, name, labels) DO UPDATE SET value = excluded.value"
+)
 _SEEN = {"11": (True, True), "10": (True, False), "01": (False, True), "00": (False, False)}
 
 
@@ -79,6 +85,62 @@ def _packed(results: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def newly_lost(connection: Connection, source_id: int, now: float) -> list[dict[str, Any]]:
+    """The losses of accuracy of today (see Scores.losses) that were not told before; from now on they are. One is told again once it was over on a later
+    day."""
+    today = int(now // _DAY_S)
+    marked = select(meters.c.labels, meters.c.value).where(meters.c.source_id == source_id, meters.c.name == _LOST)
+    told = {row.labels: row.value for row in connection.execute(marked)}
+    lost: list[dict[str, Any]] = []
+    changes: dict[str, float] = {}
+    for group, of_today, before in _beside(connection, [source_id], today):
+        key = f"{group.figure}/{group.label}"
+        since = told.get(key, 0.0)
+        if is_lost(of_today, before):
+            if not since:
+                lost.append(_loss(group, today, of_today, before))
+                changes[key] = today
+        elif 0 < since < today and of_today.predicted:
+            changes[key] = 0.0
+    insert_many(connection, _TOLD_SQL, [(source_id, _LOST, key, value) for key, value in changes.items()])
+    return lost
+
+
+def _beside(connection: Connection, source_ids: Sequence[int], day: int) -> list[tuple[Group, Errors, Errors]]:
+    """The predictor's errors of a day and of the four weeks before it, apart by figure and by what it had seen: new models are harder, and no loss."""
+    statement = select(forecast_errors).where(
+        forecast_errors.c.source_id.in_(source_ids),
+        forecast_errors.c.day.between(day - _USUAL_DAYS, day),
+        forecast_errors.c.view == "seen",
+    )
+    rows = [(row.day, Group(row.view, row.label, row.figure, row.predictor), _unpack(row.counts)) for row in connection.execute(statement)]
+    before = summed((group, errors) for of, group, errors in rows if of < day)
+    today = summed((group, errors) for of, group, errors in rows if of == day)
+    return [(group, today[group], before[group]) for group in sorted(today) if group in before]
+
+
+def _loss(group: Group, day: int, now: Errors, before: Errors) -> dict[str, Any]:
+    model_seen, hardware_seen = _SEEN[group.label]
+    median, usual = now.quantile(0.5) or 0.0, before.quantile(0.5) or 0.0
+    of = f"{'known' if model_seen else 'new'} models on {'known' if hardware_seen else 'new'} hardware"
+    return {
+        "figure": group.figure,
+        "model_seen": model_seen,
+        "hardware_seen": hardware_seen,
+        "day": _date(day),
+        "results": now.predicted,
+        "median_error": median,
+        "results_before": before.predicted,
+        "median_error_before": usual,
+        "sentence": f"On {_date(day)} half of the predictions of {group.figure.replace('_', ' ')} of {of} were off by more than {100 * median:.0f} %; "
+        f"in the four weeks before, by more than {100 * usual:.0f} %.",
+    }
+
+
+def _date(day: int) -> str:
+    return date.fromordinal(_EPOCH + day).isoformat()
+
+
 class Scores:
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -118,11 +180,20 @@ class Scores:
             said[f"by_{view}"] = [
                 {view: group.label, "figure": group.figure, **sums[group].as_dict()} for group in sorted(sums) if group.view == view
             ]
+        said["losses"] = self.losses(source_ids)
         said["by_day"] = [
-            {"day": date.fromordinal(_EPOCH + int(group.label)).isoformat(), "figure": group.figure, **days[group].as_dict()}
+            {"day": _date(int(group.label)), "figure": group.figure, **days[group].as_dict()}
             for group in sorted(days, key=lambda group: (int(group.label), group.figure))
         ]
         return said
+
+    def losses(self, source_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Where predictions were much worse on the newest day than in the four weeks before it (accuracy.is_lost)."""
+        newest = select(func.max(forecast_errors.c.day)).where(forecast_errors.c.source_id.in_(source_ids))
+        with self._store.reading() as connection:
+            day = connection.execute(newest).scalar_one()
+            compared = _beside(connection, source_ids, day) if day is not None else []
+        return [_loss(group, day, now, before) for group, now, before in compared if is_lost(now, before)]
 
     def of(self, source_id: int, result_id: str, content_hash: bytes) -> Mapping[str, Any] | None:
         """What was predicted of one result, and what was measured. None: it was not scored, long ago, or has moved since."""

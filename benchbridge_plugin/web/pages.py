@@ -179,6 +179,7 @@ class Pages:
     def predictions(self, common: Mapping[str, Any]) -> ResponseReturnValue:
         source = source_of(query(request, {"source": str}), self._bridge.source_names())
         found = self._bridge.accuracy(source=source)
+        losses = found.pop("losses")
         own = {name: [group for group in groups if group["figure"] == "throughput"] for name, groups in found.items()}
 
         def most(name: str, dimension: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -191,6 +192,7 @@ class Pages:
             **self._sources(source),
             overall=sorted(found["overall"], key=lambda group: (FIGURES.index(group["figure"]), PREDICTORS.index(group["predictor"]))),
             names=_PREDICTORS,
+            losses=losses,
             unanswered=sum(group["unanswered"] for group in found["overall"]),
             seen=[(_seen(group), group) for group in reversed(own["by_seen"])],
             trend=trend(days[-_RUNS_DRAWN:], "half within"),
