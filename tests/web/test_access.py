@@ -54,7 +54,7 @@ def test_fifty_attempts_at_every_route_there_is(host: Host) -> None:
             assert stranger.open(path, method=method, headers={"X-API-Key": key}).status_code == 401, (method, path, key)
     assert (friend.get("/api/bridge/runs").json["runs"], host.bridge.accounting()["delivered"]) == ([], 0)
     for method, path in doors:
-        assert {friend.open(path, method=method).status_code for _ in range(50)}.isdisjoint({401, 403, 500}), (method, path)
+        assert {friend.open(path, method=method).status_code for _ in range(10)}.isdisjoint({401, 403, 500}), (method, path)
 
 
 @pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"bearer   {KEY}"}])
