@@ -90,9 +90,8 @@ def test_an_open_claim_is_in_doubt_in_every_account(book: Book, clock: Clock) ->
     assert (content.content_hash, str(content.key)) == ((2).to_bytes(16, "big"), batch.column("idempotency_key")[1].as_py())
     assert (content.state, content.attempts, content.model, content.hardware) == (State.SENDING, 1, "vit", "cpu")
     assert (content.run_id, content.updated_at, content.quality, content.measured_at) == (book.holder.run_id, clock() - 5, (), None)
-    assert [content.quality for content in book.ledger.contents.of(book.source_id, "1")] == [
-        ("sequence_length_assumed", "precision_assumed")
-    ]
+    (content,) = book.ledger.contents.of(book.source_id, "1")
+    assert (content.quality, content.measured_at) == (("sequence_length_assumed", "precision_assumed"), 1.5)
     known = comparisons.known(book.source_id, ["1", "3", "77"]).to_pylist()
     assert [(row["result_id"], row["content_hash"], row["state"], row["due"]) for row in known] == [
         ("1", (1).to_bytes(16, "big"), State.SENDING, False),

@@ -15,6 +15,7 @@ from benchbridge_plugin.errors import LeaseLost, LedgerError, SinkUnreachable, S
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.ledger import Claim
 from benchbridge_plugin.model import Fate, Outcome, Receipt, SyncRequest
+from benchbridge_plugin.scoring import Forecast, Scorer
 from benchbridge_plugin.tally import Reporter, Tally
 from tests.conftest import LEASE_S, REFUSED, Book, Clock, make_batch
 from tests.scripted import FAILED, IN_DOUBT, Scripted
@@ -82,7 +83,7 @@ class Line:
 
         setattr(self.book.ledger.deliveries, name, watched)
 
-    def conveyor(self, *, max_attempts: int = 0) -> Conveyor:
+    def conveyor(self, *, max_attempts: int = 0, scorer: Scorer | None = None) -> Conveyor:
         book = self.book
         return Conveyor(
             book.ledger,
@@ -94,6 +95,7 @@ class Line:
             retry_at=lambda attempts, outcome: book.clock() + 100.0 * attempts,
             max_attempts=max_attempts,
             shown=lambda submit: self.shown(submit),
+            scorer=scorer,
         )
 
     def carry(self, batches: Iterable[pa.Table], **options: Any) -> None:
@@ -449,3 +451,27 @@ def test_an_interrupt_while_a_batch_is_sent_leaves_all_of_it_in_doubt_and_gives_
     doubts = [row for row in line.book.rows() if row["state"] == "in_doubt"]
     assert {(row["reason_code"], row["updated_at"]) for row in doubts} == {("interrupted", clock())}
     assert line.on_their_way() == 0
+
+
+class Interrupted(Scorer):
+    """A predictor that is interrupted when it is asked, after the last batch was claimed."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, batch: pa.Table) -> Forecast | None:
+        for thread in threading.enumerate():
+            if thread.name == "benchbridge-reader":
+                thread.join(PATIENCE_S)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("refused", [0, SIZE], ids=["nothing behind it", "a batch of refusals behind it"])
+def test_an_interrupt_while_a_batch_is_predicted_gives_it_back(line: Line, refused: int) -> None:
+    """Not a byte of it has left. Whatever was claimed behind it, it is not overlooked, and it is as if it had never been touched."""
+    behind = [batch_of(*[REFUSED] * refused, number=2)] if refused else []
+    with pytest.raises(KeyboardInterrupt):
+        line.carry([batch_of(number=1), *behind], scorer=Interrupted())
+    assert line.sink.batches == []
+    assert (line.state_of(1), line.on_their_way()) == (set(), 0)
+    assert (line.book.accounting.rejected, line.book.accounting.pending, line.tally.considered) == (refused, 100 - refused, refused)

@@ -210,6 +210,34 @@ def test_two_processes_do_not_send_the_same_and_a_dead_ones_is_sent_by_another(b
     assert outcomes(book) == {("run.finished", "failed"): 1, ("run.finished", "delivered"): 1}
 
 
+def test_an_event_that_is_put_back_leaves_another_one_with_who_is_sending_it(book: Book) -> None:
+    """Both were tried as often."""
+    finish(book)
+    book.clock.advance(LEASE_S + 1)
+    book.holder = book.take("another run")
+    finish(book)
+    mine, theirs = (book.ledger.outbox.take(60.0) for _ in range(2))
+    assert mine is not None
+    assert theirs is not None
+    book.ledger.outbox.put_back(mine, book.clock())
+    again = book.ledger.outbox.take(60.0)
+    assert again is not None
+    assert (again.event_id, book.ledger.outbox.take(60.0)) == (mine.event_id, None)
+
+
+def test_an_event_of_a_clock_that_was_days_ahead_is_sent_all_the_same(book: Book) -> None:
+    """It wrote it and took it, and was put right."""
+    ahead_s = 3 * 86_400.0
+    book.clock.advance(ahead_s)
+    finish(book)
+    taken = book.ledger.outbox.take(60.0)
+    book.clock.advance(-ahead_s)
+    again = book.ledger.outbox.take(60.0)
+    assert taken is not None
+    assert again is not None
+    assert again.event_id == taken.event_id
+
+
 def test_nobody_there_is_a_failed_attempt_and_no_error(book: Book) -> None:
     """The log has the receiver's name, and neither its path nor a trace."""
     finish(book)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -258,6 +261,16 @@ def test_a_server_that_stops_answering_about_tasks_does_not_hold_the_batch(serve
     assert len(receipt.exceptions) == 20
 
 
+def test_a_server_that_falls_silent_while_its_tasks_are_asked_for_is_asked_no_more(server: BaseContractServer, http_sink: MakeSink) -> None:
+    """After a question without an answer a short one about something else tells."""
+    for route in (TASK, LISTING):
+        server.faults.add(Fault.SILENCE_BEFORE_STORE, None, on=route)
+    receipt = http_sink(server.url, timeout_s=0.1).send(make_batch(*[{}] * 20), stopping=go_on)
+    assert (server.requests[TASK], server.requests[LISTING]) == (1, 2)
+    assert {outcome.fate for outcome in receipt.exceptions.values()} == {Fate.IN_DOUBT}
+    assert len(receipt.exceptions) == 20
+
+
 def test_acknowledging_asks_whether_to_stop(server: BaseContractServer, http_sink: MakeSink) -> None:
     """The question keeps the lease alive; and when the answer is yes, what is left is in doubt and asked for later."""
     server.faults.add(Fault.TASK_SLOW, None, polls=1_000_000)
@@ -332,3 +345,69 @@ def test_a_body_that_drips_is_bounded_too_and_the_next_request_has_its_own_limit
     assert isinstance(exchange.call("GET", "/health"), Reply)
     assert isinstance(exchange.call("GET", "/health"), Reply)
     exchange.close()
+
+
+@contextlib.contextmanager
+def by_hand(serve: Callable[[socket.socket], object]) -> Iterator[str]:
+    """The URL of a server that does with its one connection what a test says."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(30)
+
+    def accept() -> None:
+        with listener, listener.accept()[0] as connection:
+            serve(connection)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        thread.join(30)
+
+
+def head_of(connection: socket.socket) -> None:
+    """Take a request without a body."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1_000)
+
+
+def test_a_server_that_stops_reading_is_not_waited_for() -> None:
+    """Nor on a connection that has been answered before: what does not fit into the network has its time, too."""
+    over = threading.Event()
+
+    def answer_and_freeze(connection: socket.socket) -> None:
+        head_of(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        over.wait(10)
+
+    with by_hand(answer_and_freeze) as url:
+        exchange = Exchange(url, api_key=None, timeout_s=0.3)
+        assert isinstance(exchange.call("GET", "/health"), Reply)
+        began = time.monotonic()
+        answer = exchange.call("POST", "/bulk", body=b"x" * 32_000_000)
+        took_s = time.monotonic() - began
+        over.set()
+        exchange.close()
+    assert isinstance(answer, NoAnswer)
+    assert took_s < 5
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would have to be kept in memory meanwhile."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.exchange._LARGEST_ANSWER", 100_000)
+    size, taken = 64_000_000, 0
+
+    def pour(connection: socket.socket) -> None:
+        nonlocal taken
+        head_of(connection)
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
+        with contextlib.suppress(OSError):
+            while taken < size:
+                taken += connection.send(b" " * 100_000)
+
+    with by_hand(pour) as url:
+        exchange = Exchange(url, api_key=None, timeout_s=20.0)
+        assert isinstance(exchange.call("GET", "/measurements"), NoAnswer)
+        exchange.close()
+    assert taken < size

@@ -282,6 +282,7 @@ def test_who_leaves_by_an_error_does_not_wait_for_what_is_under_way() -> None:
     with pytest.raises(KeyboardInterrupt):
         leave()
     assert lanes._ended.empty()
+    assert [thread.daemon for thread in lanes._threads] == [True], "the process does not wait for it either when it ends"
     free.set()
     assert lanes.take() == (1, True)
 

@@ -231,6 +231,15 @@ def test_somebodys_nan_in_another_model_does_not_hide_ours(server: BaseContractS
     assert sink.settle(doubts_of(batch))[0].answer is Answer.STORED
 
 
+def test_where_only_another_model_has_a_nan_nothing_is_left_open(server: BaseContractServer, http_sink: MakeSink) -> None:
+    """The listing is asked for the model alone, and so what it does not show is absent."""
+    sink = http_sink(server.url)
+    ours, never = make_batch({}), make_batch({}, first=2)
+    sink.send(ours, stopping=go_on)
+    server.store.insert(model_name="another", throughput=float("nan"))
+    assert [sink.settle(doubts_of(batch))[0].answer for batch in (ours, never)] == [Answer.STORED, Answer.ABSENT]
+
+
 @pytest.mark.parametrize(
     ("status", "error", "asked"),
     [(401, SinkDenied, 1), (403, SinkDenied, 1), (402, None, 1), (404, None, 1), (429, None, 1), (503, None, 1), (500, None, 10)],

@@ -401,6 +401,18 @@ def test_a_claim_that_meets_a_known_row_changes_nothing(book: Book, written: boo
     assert {row["model"] for row in book.rows()} == {"gpt2", "never seen"}
 
 
+@pytest.mark.parametrize("known", [1, 1_000])
+def test_each_row_of_a_claim_of_a_thousand_is_looked_up(book: Book, known: int) -> None:
+    """They are asked for in several statements, of which the last one counts as the first does."""
+    book.compared(1_000)
+    delivered = make_batch({}, first=known)
+    book.claim(delivered)
+    book.acknowledge(delivered)
+    with pytest.raises(LedgerError, match="while a batch was being claimed"):
+        book.claim(make_batch(*[{}] * 1_000))
+    assert book.states() == ["delivered"]
+
+
 def test_a_claim_of_one_content_twice_changes_nothing(book: Book) -> None:
     """It would be sent twice."""
     book.compared(4)

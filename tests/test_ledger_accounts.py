@@ -262,3 +262,12 @@ def test_the_accounting_is_what_the_comparison_counted_and_what_the_rows_say(boo
     )
     assert book.ledger.accounts.compared(book.source_id) == Compared("of bench", "of bench", "days=3", book.clock(), 2)
     assert other.ledger.accounts.compared(other.source_id) == Compared("signature", "signature", "days=0", other.clock(), 7)
+
+
+def test_the_oldest_open_result_is_the_one_that_was_measured_first(book: Book) -> None:
+    """Of those that wait; what is delivered is not open."""
+    book.compared(3)
+    batch = make_batch(*({"measured_at_us": second * 1_000_000} for second in (3, 1, 2)))
+    book.claim(batch)
+    book.acknowledge(batch, dict.fromkeys((0, 2), Outcome(Fate.FAILED, "try_later", "later")))
+    assert book.ledger.meters([book.source_id])[book.source_id].oldest_open_at == 2.0

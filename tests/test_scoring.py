@@ -14,11 +14,12 @@ from sqlalchemy import NullPool, create_engine, text
 from unified_server.predictive.service import PredictivePerformance
 
 from benchbridge_plugin import report as reports
+from benchbridge_plugin.errors import SinkUnreachable
 from benchbridge_plugin.events import Event
 from benchbridge_plugin.ledger import Holder, Ledger
 from benchbridge_plugin.model import FORECAST_FIELDS, Fate, Outcome, Receipt, SyncRequest
 from benchbridge_plugin.scoring import Scorer
-from benchbridge_plugin.sinks.exchange import Reply
+from benchbridge_plugin.sinks.exchange import NoAnswer, Reply
 from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.sinks.service import ServiceSink
 from tests.conftest import Clock, World, fill, make_batch
@@ -330,6 +331,38 @@ def test_over_http_predictions_may_leave_figures_out() -> None:
     assert (said.column("latency").to_pylist(), said.column("throughput").to_pylist()) == ([1.0, 1.0, None], [None, 7.0, None])
     assert not {"throughput", "latency", "memory_usage"} & set(asked[0][0])
     assert not sink.is_near
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Reply(500, {"detail": "the model is broken"}, None, None), SinkUnreachable),
+        (Reply(200, ["nonsense"], None, None), SinkUnreachable),
+        (Reply(200, {"predictions": [{}]}, None, None), ValueError),
+        (Reply(200, {"predictions": None}, None, None), ValueError),
+        (NoAnswer("no answer within 5 s"), SinkUnreachable),
+    ],
+    ids=["failure", "no object", "too few", "none", "silence"],
+)
+def test_over_http_an_answer_that_does_not_fit_is_no_prediction(answer: Reply | NoAnswer, error: type[Exception]) -> None:
+    """Nothing of it is taken; what it costs is that nothing more is asked in this run."""
+
+    class Exchange:
+        base_url = "http://api"
+        in_turn = False
+
+        def call(self, method: str, path: str, *, json_body: Any) -> Reply | NoAnswer:
+            asked.append(path)
+            return answer
+
+    asked: list[str] = []
+    sink = HttpSink(cast(Any, Exchange()))
+    sink._know(frozenset({"predict_bulk"}))
+    with pytest.raises(error):
+        sink.forecast(many(3))
+    scorer = Scorer(sink, 1.0)
+    assert [scorer.begin(many(3)), scorer.begin(many(3))] == [None, None]
+    assert len(asked) == 2
 
 
 def test_the_report_says_in_short_how_far_off_predictions_were(world: World, service: Callable[[Predict], Predicting]) -> None:

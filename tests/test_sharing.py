@@ -13,6 +13,7 @@ import pytest
 from benchbridge_plugin.errors import LeaseBusy, LeaseLost, LedgerError, SinkUnreachable
 from benchbridge_plugin.ledger import SHARE_SCHEMA, Ledger
 from benchbridge_plugin.model import Answer, Fate, Outcome, Receipt, Settlement, State, SyncRequest
+from benchbridge_plugin.sharing import end
 from benchbridge_plugin.sync import SyncEngine
 from tests.conftest import LEASE_S, Book, Clock, World, fill, make_batch
 from tests.kit import ledgers
@@ -591,8 +592,7 @@ def test_the_end_of_a_part_touches_no_known_row_that_the_run_is_sending(book: Bo
     book.claim(rows.slice(0, 2), new=False, holder=share.holder)
     mine = rows.slice(2)
     book.claim(mine, new=False)
-    book.ledger.shares.revoke(book.holder, book.source_id, number)
-    book.ledger.doubts.abandoned(book.holder, book.source_id, share=number, of=["1", "2"])
+    end(book.ledger, book.holder, book.source_id, number, part(1, 2))
     book.acknowledge(mine)
     assert [(row["result_id"], row["state"], row["attempts"]) for row in book.rows()] == [
         ("1", "in_doubt", 1),

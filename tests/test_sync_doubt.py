@@ -95,7 +95,8 @@ def test_a_doubt_that_has_to_be_compared_waits_for_the_file(
     assert len(server.rows) == 2
 
 
-def test_an_absence_counts_only_some_time_after_the_send(world: World, scripted: Scripted, clock: Clock) -> None:
+@pytest.mark.parametrize("passed_s", [0.0, 4.5])
+def test_an_absence_counts_only_some_time_after_the_send(world: World, scripted: Scripted, clock: Clock, passed_s: float) -> None:
     """A slow server may still be about to store it: the next run waits until it is ripe, and only then sends it again."""
     fill(world, 1)
     scripted.fate = lambda result_id: IN_DOUBT
@@ -103,8 +104,9 @@ def test_an_absence_counts_only_some_time_after_the_send(world: World, scripted:
     assert world.sync().in_doubt == 1
     assert world.states() == {"sending": 1}
     scripted.fate = lambda result_id: None
+    clock.advance(passed_s)
     assert world.sync(policy={"settle_after_s": 5.0}).synced == 0
-    assert sum(clock.slept) == pytest.approx(5.0)
+    assert sum(clock.slept) == pytest.approx(5.0 - passed_s)
     assert world.states() == {"retrying": 1}, "it failed by itself, and so it waits as after any failure"
     clock.advance(30)
     assert world.sync().synced == 1
@@ -125,11 +127,19 @@ def test_a_run_that_has_to_stop_does_not_wait_until_absences_count(world: World,
 
 
 def test_a_doubt_that_cannot_be_settled_stays_visible_and_is_not_sent(world: World, scripted: Scripted) -> None:
-    """Run after run."""
+    """Run after run, and each of them asks about it once."""
     fill(world, 2)
+    asked: list[str] = []
+
+    def settlement(doubt: Doubt) -> Settlement:
+        asked.append(doubt.result_id)
+        return Settlement(Answer.UNKNOWN)
+
     scripted.fate = lambda result_id: IN_DOUBT if result_id == "1" else None
+    scripted.settlement = settlement
     for _ in range(3):
         world.sync()
+    assert asked == ["1"] * 3
     assert scripted.sent == ["1", "2"]
     assert world.accounting.in_doubt == 1
 
