@@ -87,8 +87,16 @@ def _packed(results: pa.Table) -> bytes:
 
 def newly_lost(connection: Connection, source_id: int, now: float) -> list[dict[str, Any]]:
     """The losses of accuracy of today (see Scores.losses) that were not told before; from now on they are. One is told again once it was over on a later
-    day."""
-    today = int(now // _DAY_S)
+    day. What cannot be read is left out: it must not keep a run from its end."""
+    try:
+        with connection.begin_nested():
+            return _newly_lost(connection, source_id, int(now // _DAY_S))
+    except SQLAlchemyError as error:
+        _logger.warning("whether predictions have become worse could not be read: %s", str(error)[:500])
+        return []
+
+
+def _newly_lost(connection: Connection, source_id: int, today: int) -> list[dict[str, Any]]:
     marked = select(meters.c.labels, meters.c.value).where(meters.c.source_id == source_id, meters.c.name == _LOST)
     told = {row.labels: row.value for row in connection.execute(marked)}
     lost: list[dict[str, Any]] = []
