@@ -136,15 +136,16 @@ class BenchmarkSource:
             table = connection.sql(f"SELECT {layout.id_column} AS id FROM {layout.results_table} AS r").to_arrow_table()
         return layout, table.column("id")
 
-    def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True) -> Iterator[pa.Table]:
+    def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> Iterator[pa.Table]:
         """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms, opening and closing included.
 
         Many of them are read from a copy of the file, which is held once for that (see snapshot.py).
 
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
+        `columns`: other ones than those of the roles.
         """
         where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
-        sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {where}"
+        sql = f"SELECT {columns or layout.columns}\nFROM {layout.tables}\nWHERE {where}"
         with self._copied(wait=wait) if self._worth_a_copy(len(ids)) else nullcontext() as copy:
             start = 0
             while start < len(ids):
