@@ -138,6 +138,11 @@ _MENTIONED = r"(contains({0}, 'simulat') OR contains({0}, '\u'))"  # most extras
 _SHOWN = r"regexp_replace(left({}, 60), '[\p{{C}}\p{{Zl}}\p{{Zp}}]', '?', 'g')"  # on one line, and read from left to right
 _SAID_NAMES = ("precision", "batch_size", "sequence_length", "seq_length", "seq_len")
 _INCOMPLETE = "(precision_name IS NULL OR batch_size IS NULL OR coalesce(sequence_length, 0) = 0)"
+DISAGREE = f"""latency_said > 0 AND throughput_said > 0 AND batch_said > 0
+                        AND abs(latency_said - 1000.0 * batch_said / throughput_said) > {_DISAGREEMENT} * latency_said"""
+DROPPED = """(throughput IS NOT NULL AND throughput_said IS NULL)
+                         OR (latency_ms IS NOT NULL AND latency_said IS NULL)
+                         OR (memory_mb IS NOT NULL AND memory_said IS NULL)"""
 # Strict extras go into the metadata as they stand: to parse and write them again costs more than all the rest of it.
 _KEPT = "CASE WHEN {strict} THEN {extras} ELSE 'null' END"
 
@@ -207,13 +212,11 @@ ROWS_SQL = f"""
                (CASE WHEN length_said IS NULL THEN {int(Quality.SEQUENCE_LENGTH_ASSUMED)} ELSE 0 END
                 + CASE WHEN precision_said IS NULL THEN {int(Quality.PRECISION_ASSUMED)} ELSE 0 END
                 + CASE WHEN batch_said IS NULL THEN {int(Quality.BATCH_SIZE_ASSUMED)} ELSE 0 END
-                + CASE WHEN latency_said > 0 AND throughput_said > 0 AND batch_said > 0
-                        AND abs(latency_said - 1000.0 * batch_said / throughput_said) > {_DISAGREEMENT} * latency_said
+                + CASE WHEN {DISAGREE}
                        THEN {int(Quality.FIGURES_DISAGREE)} ELSE 0 END
                 + CASE WHEN measured_at IS NULL THEN {int(Quality.TIME_UNKNOWN)} ELSE 0 END
-                + CASE WHEN (throughput IS NOT NULL AND throughput_said IS NULL)
-                         OR (latency_ms IS NOT NULL AND latency_said IS NULL)
-                         OR (memory_mb IS NOT NULL AND memory_said IS NULL) THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
+                + CASE WHEN {DROPPED}
+                       THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
                 + CASE WHEN NOT coalesce(strict, true) OR NOT coalesce(more_strict, true)
                        THEN {int(Quality.EXTRAS_UNREADABLE)} ELSE 0 END) AS quality
           FROM named

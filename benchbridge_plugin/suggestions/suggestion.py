@@ -48,4 +48,4 @@ class Suggestion:
         return _RANKS[self.code], size, CODES.index(self.code), *there, self.sequence_length or 0, self.batch_size or 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {"code": self.code, "sentence": self.sentence, **{name: value for name, value in asdict(self).items() if name != "code"}}
+        return {"code": self.code, "sentence": self.sentence, **asdict(self), "rests_on": list(self.rests_on)}
