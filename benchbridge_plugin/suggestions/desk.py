@@ -17,8 +17,7 @@ from benchbridge_plugin.errors import BridgeError, SourceError
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.source import BenchmarkSource
-from benchbridge_plugin.suggestions import rules
-from benchbridge_plugin.suggestions.evidence import Stopped, gather
+from benchbridge_plugin.suggestions import evidence, rules
 from benchbridge_plugin.suggestions.suggestion import CODES, Suggestion
 from benchbridge_plugin.suggestions.words import suggestion_of
 
@@ -130,7 +129,7 @@ class Desk:
                     self._kept.popitem(last=False)
         except BridgeError as error:
             future.set_exception(error)
-        except Stopped:
+        except evidence.Stopped:
             future.set_exception(BridgeError("This process ends.", guidance="Ask again."))
         except Exception as error:  # the edge of a thread
             if not self._stopping.is_set():
@@ -145,12 +144,12 @@ class Desk:
             str(file.source.signature()),
             file.ledger.scores.mark(file.source_id),
         )  # before reading: what comes meanwhile is for the next one
-        evidence = gather(file.source, file.mapper, self._stopping.is_set)
+        gathered = evidence.gather(file.source, file.mapper, self._stopping.is_set)
         try:
-            evidence.register("scored", file.ledger.scores.errors(file.source_id))
-            found = rules.apply(evidence)
+            gathered.register("scored", file.ledger.scores.errors(file.source_id))
+            found = rules.apply(gathered)
         finally:
-            evidence.close()
+            gathered.close()
         suggestions = sorted((suggestion_of(code, row) for code, (_, rows) in found.items() for row in rows), key=lambda one: one.order)
         answer = Answer(suggestions, {code: found[code][0] for code in CODES}, read_at)
         return _Kept(state, answer, self._clock() - began, self._clock())

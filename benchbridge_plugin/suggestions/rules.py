@@ -18,7 +18,8 @@ MOST = 1_000
 ROWS_NAMED = 12  # of the results that a suggestion rests on
 
 LEAST_GAIN = 1.10  # of medians of repeats
-LEAST_GAIN_ONCE = 1.25  # where one side was measured once, and nobody knows how far repeats would be apart
+LEAST_GAIN_ONCE = 1.25  # where one side was measured once; more on a device on which repeats are known to be further apart
+_REPEATED = 5  # configurations of a device with repeats, for them to say how far apart those are
 _AS_GOOD = 1.10  # a wider precision that comes so close to the fastest one is suggested in its place
 NEARLY_PEAK = 0.95
 _SURELY = 0.90  # of the peak: what even a slow repeat at the smaller batch reaches
@@ -63,6 +64,18 @@ _PREPARE_SQL = f"""
       FROM results
       JOIN configurations USING (configuration_id)
      GROUP BY {_PLACE};
+    CREATE TABLE devices AS
+    WITH repeats AS (
+        SELECT configuration_id, max(throughput) / min(throughput) AS apart
+          FROM results
+         GROUP BY configuration_id
+        HAVING count(*) > 1
+    )
+    SELECT hardware, device, quantile_cont(apart, 0.9) AS apart
+      FROM repeats
+      JOIN configurations USING (configuration_id)
+     GROUP BY hardware, device
+    HAVING count(*) >= {_REPEATED};
     CREATE TABLE settled AS
     WITH medians AS (
         SELECT configuration_id,
@@ -78,10 +91,12 @@ _PREPARE_SQL = f"""
     )
     SELECT c.*,
            m.* EXCLUDE (configuration_id),
-           p.since IS NULL OR coalesce(m.newest >= p.since, false) AS in_use
+           p.since IS NULL OR coalesce(m.newest >= p.since, false) AS in_use,
+           greatest(coalesce(d.apart, 1), {LEAST_GAIN_ONCE}) AS once
       FROM configurations AS c
       JOIN medians AS m USING (configuration_id)
-      JOIN places AS p USING ({_PLACE});
+      JOIN places AS p USING ({_PLACE})
+      LEFT JOIN devices AS d USING (hardware, device);
 """
 
 _LOWER_PRECISION_SQL = f"""
@@ -106,7 +121,7 @@ _LOWER_PRECISION_SQL = f"""
                a.throughput AS before,
                b.throughput AS after,
                b.throughput / a.throughput AS ratio,
-               ratio >= CASE WHEN least(a.n, b.n) > 1 THEN {LEAST_GAIN} ELSE {LEAST_GAIN_ONCE} END AND b.slow > a.fast AS clear,
+               ratio >= CASE WHEN least(a.n, b.n) > 1 THEN {LEAST_GAIN} ELSE a.once END AND b.slow > a.fast AS clear,
                a.n + b.n AS n,
                list_concat(b.ids[:{ROWS_NAMED // 2}], a.ids[:{ROWS_NAMED // 2}]) AS ids
           FROM known AS a
@@ -208,6 +223,7 @@ _SMALLER_BATCH_SQL = f"""
        AND b.throughput >= {NEARLY_PEAK} * l.peak
        AND b.slow >= {_SURELY} * l.peak
        AND b.latency <= {LESS_LATENCY} * p.latency
+       AND (least(b.n, p.n) > 1 OR b.once = {LEAST_GAIN_ONCE})
    QUALIFY row_number() OVER (PARTITION BY {_LINE} ORDER BY b.batch_size) = 1
 """
 _LARGER_BATCH_SQL = f"""
@@ -231,6 +247,7 @@ _LARGER_BATCH_SQL = f"""
        AND l.largest_used < l.peak_batch
        AND b.throughput <= {FAR_FROM_PEAK} * l.peak
        AND b.fast < p.slow
+       AND (least(b.n, p.n) > 1 OR b.throughput * b.once <= l.peak)
 """
 _NOISY_SQL = f"""
     WITH repeats AS (

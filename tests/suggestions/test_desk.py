@@ -12,7 +12,7 @@ import pytest
 
 from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.errors import SourceBusy, SourceMissing
-from benchbridge_plugin.suggestions import desk as desks
+from benchbridge_plugin.suggestions import evidence
 from benchbridge_plugin.suggestions.desk import Desk
 from benchbridge_plugin.suggestions.suggestion import CODES
 from tests.benchmark_files import held_elsewhere
@@ -29,7 +29,7 @@ class Readings:
         self.begun = threading.Event()
         self.go = threading.Event()
         self.go.set()
-        real = desks.gather
+        real = evidence.gather
 
         def gather(*given: Any) -> Any:
             self.count += 1
@@ -37,7 +37,7 @@ class Readings:
             assert self.go.wait(30)
             return real(*given)
 
-        monkeypatch.setattr(desks, "gather", gather)
+        monkeypatch.setattr(evidence, "gather", gather)
 
 
 @pytest.fixture
@@ -134,8 +134,7 @@ def test_several_files_speak_for_themselves(tmp_path: Path, make_bench: MakeBenc
     bench, other = make_bench(), make_bench()
     bench.measure(400, precision="fp32")
     other.measure(900, precision="fp16")
-    settings = {"ledger_url": str(tmp_path / "ledger.sqlite")}
-    with BenchmarkPredictivePerformanceBridge([bench.path, other.path], **settings) as bridge:
+    with BenchmarkPredictivePerformanceBridge([bench.path, other.path], ledger_url=str(tmp_path / "ledger.sqlite")) as bridge:
         assert bridge.suggestions()["suggestions"] == []
         two_precisions(bench, 2.0)
         two_precisions(other, 3.0)
@@ -163,14 +162,15 @@ def test_suggestions_are_in_an_order_and_narrowed(bench: Bench) -> None:
     cut = bench.bridge.suggestions(limit=2)
     assert (cut["suggestions"], cut["total"]) == (found["suggestions"][:2], 5)
     assert [one["code"] for one in bench.suggest(limit=1, each=True)] == ["lower_precision", "smaller_batch", "noisy"]
-    for wanted, count in (
+    cases: list[tuple[dict[str, Any], int]] = [
         ({"model": "gpt2"}, 1),
         ({"model": "gpt"}, 0),
         ({"hardware": "NVIDIA A100"}, 2),
         ({"hardware": "cuda"}, 5),
         ({"hardware": "cuda", "model": "vit", "code": "noisy"}, 1),
         ({"code": "larger_batch"}, 0),
-    ):
+    ]
+    for wanted, count in cases:
         narrowed = bench.bridge.suggestions(**wanted)
         assert (len(narrowed["suggestions"]), narrowed["total"]) == (count, count), wanted
 

@@ -76,6 +76,23 @@ def test_a_gain_within_the_spread_of_the_repeats_is_none(bench: Bench, fp32: lis
     assert bool(bench.suggest("lower_precision")) is suggested
 
 
+def test_on_a_device_where_repeats_are_far_apart_what_was_measured_once_has_to_stand_out_from_them(bench: Bench) -> None:
+    """Five configurations whose repeats are twice as fast now and then: 1.9 times as fast means nothing there, and a line of single results neither."""
+    bench.measure(400, precision="fp32")
+    bench.measure(760, precision="fp16")
+    bench.line(CURVE, model="gpt2")
+    assert {one["code"] for one in bench.suggest()} == {"lower_precision", "smaller_batch"}
+    for batch in (100, 200, 300, 400, 500):
+        bench.measure(300, 600, batch_size=batch, model="t5-base", device="NVIDIA A100")
+    assert len(bench.suggest()) == 2
+    for batch in (100, 200, 300, 400, 500):
+        bench.measure(300, 600, batch_size=batch, model="t5-base")
+    assert bench.suggest() == []
+    bench.measure(400, precision="fp32")
+    bench.measure(760, precision="fp16")
+    assert [one["size"] for one in bench.suggest()] == [pytest.approx(1.9)]
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [

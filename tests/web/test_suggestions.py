@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from benchbridge_plugin.suggestions import desk as desks
+from benchbridge_plugin.suggestions import evidence
 from benchbridge_plugin.suggestions.picture import HEIGHT, WIDTH, picture
 from benchbridge_plugin.suggestions.suggestion import CODES
 from benchbridge_plugin.web.drawing import POLICY
-
 from tests.kit.layouts import BenchmarkDatabase
 
 from .conftest import Host, MakeHost, assert_problem, hosting
@@ -105,8 +104,8 @@ def test_the_page_does_not_wait_long_for_a_file_that_takes_long(make_host: MakeH
     host = make_host()
     client = signed_in(host)
     go = threading.Event()
-    real = desks.gather
-    monkeypatch.setattr(desks, "gather", lambda *given: go.wait(30) and real(*given))
+    real = evidence.gather
+    monkeypatch.setattr(evidence, "gather", lambda *given: go.wait(30) and real(*given))
     waiting = get(client, "/view/suggestions")
     go.set()
     assert waiting.status_code == 200
