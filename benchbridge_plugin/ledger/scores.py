@@ -140,7 +140,7 @@ class Scores:
             select(scores.c.payload).where(scores.c.source_id == source_id).order_by(scores.c.scored_at.desc(), scores.c.score_id.desc())
         )
         with self._store.reading() as connection:
-            for payload in connection.execution_options(yield_per=1).execute(batches).scalars():
+            for payload in connection.execute(batches, execution_options={"yield_per": 1}).scalars():
                 names = pa.ipc.open_stream(payload).schema.names
                 if not {"predicted_throughput", "measured_throughput"} <= set(names):
                     continue

@@ -162,6 +162,11 @@ def _gathered(slices: Iterable[pa.Table], stopping: Callable[[], bool]) -> Itera
 
 
 def _add(evidence: duckdb.DuckDBPyConnection, derived: pa.Table) -> int:
+    ids = derived.column("result_id")
+    if pc.count_distinct(ids).as_py() < len(derived):  # all rows of one id are in one slice; which of them is meant, nobody knows
+        counted = pc.value_counts(ids)
+        repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+        derived = derived.filter(pc.invert(pc.is_in(ids, value_set=repeated)))
     arrived = derived.filter(derived.column("usable"))
     evidence.register("arrived", arrived)
     try:

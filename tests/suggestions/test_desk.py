@@ -22,7 +22,7 @@ from tests.suggestions.test_rules import CURVE
 
 
 class Readings:
-    """Counts how often files are read, and holds reading back while `go` is not set."""
+    """Counts how often files are read, and holds back what was read while `go` is not set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -33,9 +33,10 @@ class Readings:
 
         def gather(*given: Any) -> Any:
             self.count += 1
+            found = real(*given)
             self.begun.set()
             assert self.go.wait(30)
-            return real(*given)
+            return found
 
         monkeypatch.setattr(evidence, "gather", gather)
 
@@ -67,6 +68,19 @@ def test_several_who_ask_at_once_have_it_read_once(bench: Bench, readings: Readi
     bench.line(CURVE)
     assert len(bench.suggest()) == 2
     assert readings.count == 2
+
+
+def test_who_asks_while_an_older_state_is_read_waits_for_the_next(bench: Bench, readings: Readings) -> None:
+    """What it joined may have begun before the last result was written."""
+    two_precisions(bench)
+    readings.go.clear()
+    bench.bridge.suggestions(patience_s=0.01)
+    assert readings.begun.wait(30)
+    bench.line(CURVE)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(bench.suggest)
+        readings.go.set()
+        assert len(asked.result()) == 2
 
 
 def test_who_does_not_wait_gets_what_there_was_and_is_told_so(bench: Bench, readings: Readings) -> None:
