@@ -30,6 +30,7 @@ _POINTS = 24  # batch sizes that are told
 NOISE = 0.20
 _REPEATS = 4
 GOOD_ERROR = 0.10
+_MOSTLY_GOOD_ERROR = 0.25  # of nine of ten
 LARGE_ERROR = 0.25
 ENOUGH_SCORED = 10
 _SOME_SCORED = 3
@@ -298,7 +299,7 @@ _PREDICTIONS_SQL = f"""
       FROM errors AS e
       JOIN totals USING (model, hardware, device)
 """
-_WELL_SQL = f"SELECT *, error AS size FROM ({_PREDICTIONS_SQL}) WHERE n >= {ENOUGH_SCORED} AND error <= {GOOD_ERROR}"
+_WELL_SQL = f"SELECT *, error AS size FROM ({_PREDICTIONS_SQL}) WHERE n >= {ENOUGH_SCORED} AND error <= {GOOD_ERROR} AND most <= {_MOSTLY_GOOD_ERROR}"
 _NEEDED_SQL = f"""
     SELECT *, error AS size
       FROM ({_PREDICTIONS_SQL})

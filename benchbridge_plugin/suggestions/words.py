@@ -92,7 +92,7 @@ def _needs_measurements(row: _Row) -> tuple[str, dict[str, Any], dict[str, Any]]
     more = ENOUGH_SCORED - row["measured"]
     says = (
         f"predicted throughput was {_percent(row['error'])} off at the median of {row['n']} results, and no more than {row['measured']} are measured "
-        f"here: it needs {more} more measurement{'' if more == 1 else 's'}."
+        f"here: it needs {more} more measurement{'' if more == 1 else 's'}, to make {ENOUGH_SCORED}."
     )
     return says, {"scored": row["n"], "measured": row["measured"], "more": more, "median_error": row["error"]}, {}
 

@@ -22,10 +22,10 @@ _PATIENCE_S = 1.5  # that a page waits for a file that was never read
 _TITLES = {
     "lower_precision": "A lower precision was faster",
     "larger_batch": "A larger batch was measured to do much more",
-    "smaller_batch": "A smaller batch does as much, and sooner",
+    "smaller_batch": "A smaller batch does nearly as much, in less time",
     "needs_measurements": "Predictions are off, and little is measured",
     "noisy": "Repeats are too far apart",
-    "predicted_well": "Predictions can be relied on",
+    "predicted_well": "Predictions have held",
 }
 _REMARKS = {
     "lower_precision": "Whether a model answers as well in it is not measured here.",

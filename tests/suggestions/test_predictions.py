@@ -69,6 +69,14 @@ def test_what_was_predicted_well_ten_times_is_told(predicted: MakePredicted) -> 
     assert (sorted(one["rests_on"]), one["results"]) == (sorted(ids), 10)
 
 
+def test_predictions_that_are_far_off_now_and_then_are_not_called_good(predicted: MakePredicted) -> None:
+    """Within 5 % at the median, and twice as much as was measured for two of twelve."""
+    bench = predicted(0.05)
+    bench.measure(*[800.0] * 10, 400, 400)
+    deliver(bench)
+    assert bench.suggest("predicted_well") == []
+
+
 def test_what_was_predicted_badly_and_seldom_measured_needs_more(predicted: MakePredicted) -> None:
     """As many as make ten; two results that were predicted say nothing."""
     bench = predicted(0.5)
@@ -79,7 +87,8 @@ def test_what_was_predicted_badly_and_seldom_measured_needs_more(predicted: Make
     deliver(bench)
     (one,) = bench.suggest("needs_measurements")
     assert one["says"] == (
-        "predicted throughput was 50 % off at the median of 7 results, and no more than 7 are measured here: it needs 3 more measurements."
+        "predicted throughput was 50 % off at the median of 7 results, and no more than 7 are measured here: it needs 3 more measurements, to "
+        "make 10."
     )
     assert one["figures"] == {"scored": 7, "measured": 7, "more": 3, "median_error": pytest.approx(0.5)}
 
