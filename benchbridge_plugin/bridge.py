@@ -26,6 +26,8 @@ from benchbridge_plugin.parts import Parts, Workshop, lookback
 from benchbridge_plugin.regressions.watch import regression_with_history
 from benchbridge_plugin.roster import Roster, lease_as_json
 from benchbridge_plugin.story import Story, tell
+from benchbridge_plugin.suggestions.desk import Answer
+from benchbridge_plugin.suggestions.told import Wanted, told
 from benchbridge_plugin.verification import Verification
 
 __all__ = ["BenchmarkPredictivePerformanceBridge", "HostServices"]
@@ -325,6 +327,40 @@ class BenchmarkPredictivePerformanceBridge:
     def decide_regression(self, regression_id: int, state: str, note: str | None = None) -> dict[str, Any] | None:
         """Somebody sets the state of a regression: `open`, `acknowledged` or `resolved`. None: there is no such regression."""
         return self._workshop.parts().ledger.regressions.decide(regression_id, state, note)
+
+    def suggestions(
+        self,
+        *,
+        code: str | None = None,
+        model: str | None = None,
+        hardware: str | None = None,
+        limit: int = 100,
+        each: bool = False,
+        source: str | None = None,
+        patience_s: float | None = None,
+        newest: bool = True,
+    ) -> dict[str, Any]:
+        """What the measured results suggest (docs/suggestions.md), most gain first: `{"suggestions", "total", "counts", "read_at", "note"}`.
+
+        `hardware` is a platform or the name of a device. `counts` has each code; `total` is how many match, listed or not: at
+        most `limit` are, with `each` of each code. What cannot be had within
+        `patience_s`, and with `newest=False` at once, is as it was before: `read_at` says when, `note` why. Raises LedgerError, and the SourceError
+        when no file can be read.
+        """
+        with self._workshop.at_work() as parts:
+            roster = parts.roster(source)
+            if not roster.feeds:
+                raise roster.nothing_found()
+            found: list[tuple[str, Answer | BridgeError | None]] = []
+            for feed in roster.feeds:
+                try:
+                    found.append((feed.name, parts.desk.ask(parts.evidence_of(feed), patience_s=patience_s, newest=newest)))
+                except (SourceError, ConfigError) as error:
+                    found.append((feed.name, error))
+        errors = [part for _, part in found if isinstance(part, BridgeError)]
+        if len(errors) == len(found):
+            raise errors[0]
+        return told(found, Wanted(code, model, hardware), limit=limit, each=each, several=roster.several)
 
     def story(self, result_id: str, *, source: str | None = None) -> Story:
         """Everything that is known of one result, within about 3 s. Over several files `source` names the one, else the first that has it."""

@@ -29,6 +29,24 @@ _RUN = ("run_id", "run_group_id")
 _COMMIT = ("git_commit", "git_commit_hash", "commit_hash", "commit_sha", "commit")
 _SIMULATED = ("is_simulated", "simulation_mode")
 
+#: What else a row may say of how it was measured, in a column or in its extras: results that differ in one of these are not of one configuration.
+VARIANTS = (
+    "image_size",
+    "img_size",
+    "input_resolution",
+    "input_length",
+    "output_length",
+    "item_unit",
+    "scenario",
+    "framework",
+    "compile_mode",
+    "memory_layout",
+    "attention",
+    "num_devices",
+)
+#: The same of what it was measured with, which changes as time goes on.
+VERSIONS = ("software", "version_tag", "environment_hash")
+
 #: The roles in the order of the columns that a read returns, with the type each is cast to.
 ROLES: Mapping[str, str] = {
     "result_id": "VARCHAR",
@@ -101,6 +119,7 @@ class Layout:
     id_type: str
     columns: str
     origins: str  # two columns more, origin_run and origin_commit: what histories keep of where a result comes from
+    settings: str  # a column setting_<name> for each of VARIANTS and VERSIONS: what suggestions tell configurations apart by
     tables: str
     results_table: str
     roles: Mapping[str, str]  # role -> "table.column", for people
@@ -268,6 +287,10 @@ def detect(
     if has_runs:
         take("commit", "t", _RUNS, _COMMIT)
     origins = ", ".join(f"CAST({expressions.get(name, 'NULL')} AS VARCHAR) AS origin_{name}" for name in ("run", "commit"))
+    said = columns_of(_RESULTS)
+    settings = ", ".join(
+        f"CAST({f'r.{quoted(said[name])}' if name in said else 'NULL'} AS VARCHAR) AS setting_{name}" for name in (*VARIANTS, *VERSIONS)
+    )
     projection = ",\n       ".join(
         f"{_cast(expressions[role], kind)} AS {role}" if role in expressions else f"CAST(NULL AS {kind}) AS {role}"
         for role, kind in ROLES.items()
@@ -280,6 +303,7 @@ def detect(
         id_type=id_type,
         columns=projection,
         origins=origins,
+        settings=settings,
         tables="\n".join(joins),
         results_table=name_of(_RESULTS),
         roles={role: column for role, column in origin.items() if role in ROLES},

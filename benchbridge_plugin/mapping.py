@@ -120,7 +120,7 @@ _CONTENT = ", ".join(
 _TIME = "TRY_CAST(CASE WHEN regexp_matches({0}, '^[0-9]{{4}}-[^(]*$') THEN {0} END AS TIMESTAMPTZ)"
 
 
-def _within(extras: str, *names: str) -> str:
+def within(extras: str, *names: str) -> str:
     """The values under these names in extras that are valid JSON, as text: one parse for all of them."""
     paths = ", ".join(f"'$.{name}'" for name in names)
     return f"json_extract_string({extras}, [{paths}])"
@@ -138,11 +138,16 @@ _MENTIONED = r"(contains({0}, 'simulat') OR contains({0}, '\u'))"  # most extras
 _SHOWN = r"regexp_replace(left({}, 60), '[\p{{C}}\p{{Zl}}\p{{Zp}}]', '?', 'g')"  # on one line, and read from left to right
 _SAID_NAMES = ("precision", "batch_size", "sequence_length", "seq_length", "seq_len")
 _INCOMPLETE = "(precision_name IS NULL OR batch_size IS NULL OR coalesce(sequence_length, 0) = 0)"
+DISAGREE = f"""latency_said > 0 AND throughput_said > 0 AND batch_said > 0
+                        AND abs(latency_said - 1000.0 * batch_said / throughput_said) > {_DISAGREEMENT} * latency_said"""
+DROPPED = """(throughput IS NOT NULL AND throughput_said IS NULL)
+                         OR (latency_ms IS NOT NULL AND latency_said IS NULL)
+                         OR (memory_mb IS NOT NULL AND memory_said IS NULL)"""
 # Strict extras go into the metadata as they stand: to parse and write them again costs more than all the rest of it.
 _KEPT = "CASE WHEN {strict} THEN {extras} ELSE 'null' END"
 
 # All that is ever derived of a row, in steps. The statements below differ in what they ask for; DuckDB leaves out what no later step asks for.
-_ROWS_SQL = f"""
+ROWS_SQL = f"""
     WITH read AS (
         SELECT *,
                coalesce({_TIME.format("run_started")}, {_TIME.format("result_time")}) AS read_at,
@@ -163,10 +168,10 @@ _ROWS_SQL = f"""
         SELECT *,
                epoch_us(measured_at) AS measured_at_us,
                coalesce({_HARDWARE.format("hardware_said")}, hardware_said) AS hardware_platform,
-               CASE WHEN valid AND {_MENTIONED.format("extras")} THEN {_within("extras", *_SIMULATED_NAMES)} END AS owned,
-               CASE WHEN more_valid AND {_MENTIONED.format("more_extras")} THEN {_within("more_extras", *_SIMULATED_NAMES)} END AS also_owned,
-               CASE WHEN valid AND {_INCOMPLETE} THEN {_within("extras", *_SAID_NAMES)} END AS said,
-               CASE WHEN more_valid AND {_INCOMPLETE} THEN {_within("more_extras", *_SAID_NAMES)} END AS also_said,
+               CASE WHEN valid AND {_MENTIONED.format("extras")} THEN {within("extras", *_SIMULATED_NAMES)} END AS owned,
+               CASE WHEN more_valid AND {_MENTIONED.format("more_extras")} THEN {within("more_extras", *_SIMULATED_NAMES)} END AS also_owned,
+               CASE WHEN valid AND {_INCOMPLETE} THEN {within("extras", *_SAID_NAMES)} END AS said,
+               CASE WHEN more_valid AND {_INCOMPLETE} THEN {within("more_extras", *_SAID_NAMES)} END AS also_said,
                CASE WHEN extras IS NOT NULL THEN {_strict("extras", "valid")} END AS strict,
                CASE WHEN more_extras IS NOT NULL THEN {_strict("more_extras", "more_valid")} END AS more_strict,
                CASE WHEN isfinite(throughput) THEN throughput END AS throughput_said,
@@ -207,13 +212,11 @@ _ROWS_SQL = f"""
                (CASE WHEN length_said IS NULL THEN {int(Quality.SEQUENCE_LENGTH_ASSUMED)} ELSE 0 END
                 + CASE WHEN precision_said IS NULL THEN {int(Quality.PRECISION_ASSUMED)} ELSE 0 END
                 + CASE WHEN batch_said IS NULL THEN {int(Quality.BATCH_SIZE_ASSUMED)} ELSE 0 END
-                + CASE WHEN latency_said > 0 AND throughput_said > 0 AND batch_said > 0
-                        AND abs(latency_said - 1000.0 * batch_said / throughput_said) > {_DISAGREEMENT} * latency_said
+                + CASE WHEN {DISAGREE}
                        THEN {int(Quality.FIGURES_DISAGREE)} ELSE 0 END
                 + CASE WHEN measured_at IS NULL THEN {int(Quality.TIME_UNKNOWN)} ELSE 0 END
-                + CASE WHEN (throughput IS NOT NULL AND throughput_said IS NULL)
-                         OR (latency_ms IS NOT NULL AND latency_said IS NULL)
-                         OR (memory_mb IS NOT NULL AND memory_said IS NULL) THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
+                + CASE WHEN {DROPPED}
+                       THEN {int(Quality.NON_FINITE_DROPPED)} ELSE 0 END
                 + CASE WHEN NOT coalesce(strict, true) OR NOT coalesce(more_strict, true)
                        THEN {int(Quality.EXTRAS_UNREADABLE)} ELSE 0 END) AS quality
           FROM named
@@ -239,7 +242,7 @@ _ROWS_SQL = f"""
 """
 _IDENTITY = """result_id,
            content_hash"""
-_CENSUS = f"""CASE WHEN contains(result_id, chr(0)) THEN 'result_id_missing' -- no ledger on PostgreSQL could keep it
+CENSUS = f"""CASE WHEN contains(result_id, chr(0)) THEN 'result_id_missing' -- no ledger on PostgreSQL could keep it
                 WHEN coalesce(simulated, false)
                   OR coalesce(hardware_simulated, false)
                   OR {_TRUE.format("owned[1]")}
@@ -302,10 +305,10 @@ _MEASUREMENT = f"""model_name,
 
 def _select(*columns: str) -> str:
     listed = ",\n           ".join(columns)
-    return f"{_ROWS_SQL}    SELECT {listed}\n      FROM judged"
+    return f"{ROWS_SQL}    SELECT {listed}\n      FROM judged"
 
 
-_CLASSIFY_SQL = _select(_IDENTITY, _CENSUS, "measured_at_us", _SUBJECT)
+_CLASSIFY_SQL = _select(_IDENTITY, CENSUS, "measured_at_us", _SUBJECT)
 _MEASURE_SQL = _select(_IDENTITY, _VERDICT, "measured_at_us", _MEASUREMENT)
 _FIGURES_SQL = _select(
     "result_id",
@@ -322,7 +325,7 @@ _FIGURES_SQL = _select(
     "origin_run",
     "origin_commit",
 )
-_SURVEY_SQL = _select(_IDENTITY, _CENSUS, "measured_at_us", _SUBJECT, _VERDICT, _MEASUREMENT)
+_SURVEY_SQL = _select(_IDENTITY, CENSUS, "measured_at_us", _SUBJECT, _VERDICT, _MEASUREMENT)
 
 
 _LARGEST_BATCH = 8_192  # rows
@@ -399,6 +402,10 @@ class Mapper:
         """What a history needs of each row, which was read with Layout.origins: result_id, the configuration it was measured with, its figures, where it
         comes from. Nothing is hashed."""
         return self._run(_FIGURES_SQL, rows, SinkProfile(), None, None)
+
+    def derive(self, rows: pa.Table, statement: str) -> pa.Table:
+        """What a statement that begins with ROWS_SQL says of the rows (suggestions/evidence.py has one)."""
+        return self._run(statement, rows, SinkProfile(), None, None)
 
     def survey(self, rows: pa.Table, profile: SinkProfile, *, cutoff_us: int | None, model: str | None) -> pa.Table:
         """The columns of `classify` and then all others of `measure`: each row is read and hashed once."""

@@ -24,6 +24,7 @@ from benchbridge_plugin.regressions.watch import Watcher
 from benchbridge_plugin.roster import Roster
 from benchbridge_plugin.round import Turn
 from benchbridge_plugin.scheduler import SyncScheduler
+from benchbridge_plugin.suggestions.desk import Desk, File
 from benchbridge_plugin.sync import Policy, SyncEngine
 from benchbridge_plugin.webhook import Webhook
 
@@ -54,6 +55,10 @@ class Parts:
     watch_credit_s: float = 0.0  # how long syncs may still be kept waiting for the histories
     turn: Turn = field(default_factory=Turn)
     feeds: dict[BenchmarkFile, Feed] = field(default_factory=dict)
+    desk: Desk = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.desk = Desk(self.stopping, now=self.ledger.now)
 
     @property
     def schedule_id(self) -> int:
@@ -72,6 +77,12 @@ class Parts:
         refused = [file for file in found if not file.owns_name]
         ours = [feed.source_id for feed in feeds]
         return Roster(files.label, several, feeds, refused, ours, self.ledger, self.turn, files.nothing_found).narrowed(source)
+
+    def evidence_of(self, feed: Feed) -> File:
+        """A feed's file as suggestions are made from it. Raises what is wrong with the file's name."""
+        if feed.file.error is not None:
+            raise feed.file.error
+        return File(feed.name, feed.source_id, self.ends.source_at(feed.file.path), self.mapper.for_source(feed.name), self.ledger)
 
     def _feed(self, file: BenchmarkFile) -> Feed:
         kept = self.feeds.get(replace(file, error=None))
@@ -179,6 +190,7 @@ class Workshop:
             if not in_time:
                 _logger.warning("a sync did not end in time; what it had handed over is in doubt and will be asked for")
                 return  # its parts stay open under it; the process is about to end
+            parts.desk.wait(max(deadline - time.monotonic(), 0.0))
             parts.courier.close(min(_COURIERS_PATIENCE_S, max(deadline - time.monotonic(), 0.0)))
             parts.mapper.close()
             parts.ledger.close()

@@ -105,6 +105,7 @@ class BenchmarkSource:
         self._hold_count = 0
         self._lock = threading.Lock()
         self._slice = _FIRST_SLICE
+        self._least_s = 0.0  # that a slice takes, however small it is
 
     # -- what the file is ---------------------------------------------------------------------------------------------------------------
 
@@ -136,15 +137,16 @@ class BenchmarkSource:
             table = connection.sql(f"SELECT {layout.id_column} AS id FROM {layout.results_table} AS r").to_arrow_table()
         return layout, table.column("id")
 
-    def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True) -> Iterator[pa.Table]:
+    def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> Iterator[pa.Table]:
         """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms, opening and closing included.
 
         Many of them are read from a copy of the file, which is held once for that (see snapshot.py).
 
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
+        `columns`: other ones than those of the roles.
         """
         where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
-        sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {where}"
+        sql = f"SELECT {columns or layout.columns}\nFROM {layout.tables}\nWHERE {where}"
         with self._copied(wait=wait) if self._worth_a_copy(len(ids)) else nullcontext() as copy:
             start = 0
             while start < len(ids):
@@ -152,6 +154,10 @@ class BenchmarkSource:
                 # As text, which every type reads as it writes it; a Python value could arrive as another type.
                 ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
                 with self._session(wait=wait) if copy is None else self._explaining(copy) as connection:
+                    if start == 0 and copy is None and size < len(ids):
+                        began = time.monotonic()
+                        connection.sql(sql, params=ends[:1] * 2).fetchall()
+                        self._least_s = time.monotonic() - began
                     began = time.monotonic()
                     table = connection.sql(sql, params=ends).to_arrow_table()
                     took = max(time.monotonic() - began, 1e-4)
@@ -187,7 +193,8 @@ class BenchmarkSource:
 
     def _next_slice(self, size: int, took_s: float) -> int:
         """Smaller at once, larger in steps: a slice that was quick by chance must not be followed by one that holds the file for long."""
-        return int(min(max(size * min(_SLICE_TARGET_S / took_s, 1.5), 1_000), LARGEST_SLICE))
+        target_s = max(_SLICE_TARGET_S, 2 * self._least_s)  # on a busy machine smaller ones would only open the file more often
+        return int(min(max(size * min(target_s / took_s, 1.5), 1_000), LARGEST_SLICE))
 
     def _worth_a_copy(self, rows: int) -> bool:
         return rows >= _WORTH_A_COPY

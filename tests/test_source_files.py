@@ -323,3 +323,11 @@ def test_holds_count_each_open_and_forget(tmp_path: Path) -> None:
     with pytest.raises(SourceMissing):
         source.ids()
     assert source.holds()["count"] == 0
+
+
+def test_slices_are_not_made_smaller_than_what_any_of_them_takes() -> None:
+    """On a busy machine every opening takes long: smaller slices would keep the writer out more often, and no shorter."""
+    source = BenchmarkSource("bench.duckdb")
+    assert source._next_slice(5_000, 0.06) < 5_000
+    source._least_s = 0.05
+    assert source._next_slice(5_000, 0.06) > 5_000

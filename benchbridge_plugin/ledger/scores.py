@@ -37,6 +37,8 @@ _TOLD_SQL = (
     "INSERT INTO meters (source_id, name, labels, value) VALUES (?, ?, ?, ?) "
     "ON CONFLICT (source_id, name, labels) DO UPDATE SET value = excluded.value"
 )
+_MOST_ERRORS = 50_000
+_NO_ERRORS = pa.table({"result_id": pa.array([], pa.string()), "error": pa.array([], pa.float64())})
 _SEEN = {"11": (True, True), "10": (True, False), "01": (False, True), "00": (False, False)}
 
 
@@ -202,6 +204,40 @@ class Scores:
             day = connection.execute(newest).scalar_one()
             compared = _beside(connection, source_ids, day) if day is not None else []
         return [_loss(group, day, now, before) for group, now, before in compared if is_lost(now, before)]
+
+    def mark(self, source_id: int) -> str:
+        """Changes whenever there is something new for `errors`."""
+        with self._store.reading() as connection:
+            counted = select(func.count(), func.max(scores.c.score_id)).where(scores.c.source_id == source_id)
+            return ":".join(str(part) for part in connection.execute(counted).one())
+
+    def errors(self, source_id: int, *, most: int = _MOST_ERRORS) -> pa.Table:
+        """How far predicted throughput was off, as a fraction of what was measured: `result_id`, `error`, of the newest results that were scored, about
+        `most` of them. Of a result that was scored more than once, as other contents, the newest."""
+        found, rows = [_NO_ERRORS], 0
+        batches = (
+            select(scores.c.payload).where(scores.c.source_id == source_id).order_by(scores.c.scored_at.desc(), scores.c.score_id.desc())
+        )
+        with self._store.reading() as connection:
+            for payload in connection.execute(batches, execution_options={"yield_per": 1}).scalars():
+                names = pa.ipc.open_stream(payload).schema.names
+                if not {"predicted_throughput", "measured_throughput"} <= set(names):
+                    continue
+                wanted = [names.index(name) for name in ("result_id", "predicted_throughput", "measured_throughput")]
+                kept = pa.ipc.open_stream(payload, options=pa.ipc.IpcReadOptions(included_fields=wanted)).read_all()
+                predicted = kept.column("predicted_throughput").cast(pa.float64())
+                measured = kept.column("measured_throughput").cast(pa.float64())
+                usable = pc.fill_null(pc.and_(pc.greater(measured, 0.0), pc.and_(pc.is_finite(measured), pc.is_finite(predicted))), False)
+                error = pc.abs(pc.subtract(pc.divide(predicted, pc.if_else(usable, measured, 1.0)), 1.0))
+                part = pa.table({"result_id": kept.column("result_id").cast(pa.string()), "error": error}).filter(usable)
+                found.append(part)
+                rows += len(part)
+                if rows >= most:
+                    break
+        errors = pa.concat_tables(found)
+        places = pa.table({"result_id": errors.column("result_id"), "place": pa.array(range(len(errors)), pa.int64())})
+        newest = places.group_by("result_id").aggregate([("place", "min")]).column("place_min")
+        return errors.take(newest)
 
     def of(self, source_id: int, result_id: str, content_hash: bytes) -> Mapping[str, Any] | None:
         """What was predicted of one result, and what was measured. None: it was not scored, long ago, or has moved since."""

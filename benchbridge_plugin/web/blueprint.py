@@ -15,18 +15,20 @@ from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
 from benchbridge_plugin.regressions.history import METRICS
+from benchbridge_plugin.suggestions.suggestion import CODES
 from benchbridge_plugin.web import problems
 from benchbridge_plugin.web.arguments import InvalidArgument, body, query, source_of, within
 from benchbridge_plugin.web.auth import KeyRing
 from benchbridge_plugin.web.broken import METHODS, PREFIX
 from benchbridge_plugin.web.dashboard import NAME, create_pages
-from benchbridge_plugin.web.export import REGRESSION_COLUMNS, RESULT_COLUMNS, RUN_COLUMNS, as_csv, flat, kind_of
+from benchbridge_plugin.web.export import REGRESSION_COLUMNS, RESULT_COLUMNS, RUN_COLUMNS, SUGGESTION_COLUMNS, as_csv, flat, kind_of
 from benchbridge_plugin.web.openapi import CHANGES as KINDS
 from benchbridge_plugin.web.openapi import document
 from benchbridge_plugin.web.session import Sessions
 
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
+_READING_WAIT_S = 60.0
 _LARGEST_ID = 2**31 - 1  # of a row
 _CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
 _STATES = {name: state for state, name in STATE_NAMES.items()}
@@ -188,6 +190,16 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
     def no_such_regression(regression_id: int) -> ResponseReturnValue:
         detail = f"There is no regression {regression_id}."
         return problems.problem(404, "no_such_regression", detail, guidance=f"GET {PREFIX}/regressions lists them.")
+
+    @routes.get("/suggestions")
+    def suggestions() -> ResponseReturnValue:
+        given = query(request, {**dict.fromkeys(("code", "model", "hardware", "source", "format"), str), "limit": int})
+        within(given, "limit", 1, 1_000)
+        shape, source = kind_of(given), source_of(given, bridge.source_names())
+        if given.get("code", CODES[0]) not in CODES:
+            raise InvalidArgument(f"There is no code {given['code']!r}.", guidance=f"Choose one of: {', '.join(CODES)}.")
+        found = bridge.suggestions(source=source, patience_s=_READING_WAIT_S, **given)
+        return as_csv(SUGGESTION_COLUMNS, found["suggestions"], name="suggestions") if shape == "csv" else jsonify(found)
 
     @routes.get("/schedule")
     def schedule() -> ResponseReturnValue:

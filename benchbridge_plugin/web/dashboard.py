@@ -157,6 +157,10 @@ def create_pages(
     def regression(regression_id: int) -> ResponseReturnValue:
         return pages.regression(common(), regression_id)
 
+    @routes.get("/view/suggestions")
+    def suggestions() -> ResponseReturnValue:
+        return pages.suggestions(common())
+
     @routes.get("/view/tables/<name>")
     def table(name: str) -> ResponseReturnValue:
         if (match := _TABLE.fullmatch(name)) is None:

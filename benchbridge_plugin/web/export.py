@@ -73,6 +73,21 @@ REGRESSION_COLUMNS = (
     "updated_by",
     "note",
 )
+SUGGESTION_COLUMNS = (
+    "code",
+    "sentence",
+    "size",
+    "model",
+    "hardware",
+    "device",
+    "mode",
+    "variant",
+    "precision",
+    "batch_size",
+    "sequence_length",
+    "results",
+    "rests_on",
+)
 
 
 def flat(regression: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import STATE_NAMES
 from benchbridge_plugin.regressions.history import METRICS
 from benchbridge_plugin.report import FORMATS
+from benchbridge_plugin.suggestions.suggestion import CODES
 from benchbridge_plugin.web.arguments import LONGEST_ITEM, MOST_ITEMS
 from benchbridge_plugin.web.export import KINDS
 
@@ -23,6 +24,17 @@ _PAGE: _Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
 _FLAG: _Schema = {"type": "boolean"}
 _OBJECT: _Schema = {"type": "object"}
 _FORMAT: _Schema = {"type": "string", "enum": list(KINDS), "description": "of csv the header Link has the next page"}
+_SUGGESTIONS: _Schema = {
+    "type": "object",
+    "required": ["suggestions", "total", "counts", "read_at", "note"],
+    "properties": {
+        "suggestions": {"type": "array", "items": _OBJECT},
+        "total": {"type": "integer", "description": "how many match, listed or not"},
+        "counts": {"type": "object", "description": "how many of each code"},
+        "read_at": {"type": ["string", "null"], "description": "as of when; over several files the oldest"},
+        "note": {"type": "string", "description": "why it is not whole or not new; else empty"},
+    },
+}
 
 
 def document() -> dict[str, Any]:
@@ -148,6 +160,20 @@ def document() -> dict[str, Any]:
                 body={"state": {"type": "string", "enum": list(STATES)}, "note": _TEXT},
                 answers={200: _OBJECT, 400: problem, 404: problem, 413: problem, 415: problem, 422: problem},
             ),
+        },
+        "/suggestions": {
+            "get": _route(
+                "What the measured results suggest, most gain first, each with the results it rests on",
+                query={
+                    "code": {"type": "string", "enum": list(CODES)},
+                    "model": _TEXT,
+                    "hardware": {**_TEXT, "description": "a platform such as cuda, or the name of a device"},
+                    "limit": _PAGE,
+                    "source": _SOURCE,
+                    "format": {"type": "string", "enum": list(KINDS)},
+                },
+                answers={200: {"application/json": _SUGGESTIONS, "text/csv": {}}, 422: problem},
+            )
         },
         "/schedule": {
             "get": _route("When the next cycle is due", answers={200: _OBJECT}),

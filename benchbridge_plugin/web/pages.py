@@ -19,6 +19,7 @@ from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, 
 from benchbridge_plugin.web.drawing import page
 from benchbridge_plugin.web.regression_pages import RegressionPages
 from benchbridge_plugin.web.session import Visitor
+from benchbridge_plugin.web.suggestion_pages import SuggestionPages
 
 _MODELS_SHOWN = 40
 _HARDWARE_SHOWN = 12
@@ -47,6 +48,7 @@ class Pages:
     def __init__(self, bridge: BenchmarkPredictivePerformanceBridge) -> None:
         self._bridge = bridge
         self._regressions = RegressionPages(bridge)
+        self._suggestions = SuggestionPages(bridge)
 
     # -- pages --------------------------------------------------------------------------------------------------------------------------
 
@@ -205,6 +207,9 @@ class Pages:
 
     def regression(self, common: Mapping[str, Any], regression_id: int) -> ResponseReturnValue:
         return self._regressions.one(common, self._sources(None), regression_id)
+
+    def suggestions(self, common: Mapping[str, Any]) -> ResponseReturnValue:
+        return self._suggestions.listed(common, self._sources(request.args.get("source") or None))
 
     # -- tables for other programs ------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ PAGES = (
     "/view/runs/1",
     "/view/regressions",
     "/view/predictions",
+    "/view/suggestions",
 )
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -53,7 +54,7 @@ def test_every_page_is_whole_and_says_what_it_is(synced: Host) -> None:
         assert answer.text.count("<h1>") == 1
         assert "<title>" in answer.text
         assert 'href="#content">Skip' in answer.text
-        for name in ("Overview", "Coverage", "Refusals", "Results", "Regressions", "Runs"):
+        for name in ("Overview", "Coverage", "Refusals", "Results", "Regressions", "Suggestions", "Runs"):
             assert f">{name}</a>" in answer.text
         for address in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
             assert address.startswith(("/api/bridge/", "#")), address
