@@ -154,6 +154,16 @@ def _grouped(rows: pa.Table, column: str | None) -> dict[str, Errors]:
     return found
 
 
+def silence(overall: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence where the predictor was asked and never answered, as before its first training; else empty. `overall`: groups as Errors.as_dict has them,
+    with `predictor`."""
+    own = [group for group in overall if group["predictor"] == "predicted"]
+    if not own or any(group["results"] for group in own):
+        return ""
+    asked = sum(group["unanswered"] for group in own)
+    return f"The predictor has not answered anything yet: it was asked for {asked:,} figures that were measured. It may still have to be trained."
+
+
 def summed(counted: Iterable[tuple[Group, Errors]]) -> dict[Group, Errors]:
     """The same groups put together."""
     sums: dict[Group, Errors] = {}

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from flask import Response, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
+from benchbridge_plugin import accuracy
 from benchbridge_plugin.accuracy import FIGURES, PREDICTORS
 from benchbridge_plugin.as_json import result_as_json
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
@@ -179,6 +180,8 @@ class Pages:
     def predictions(self, common: Mapping[str, Any]) -> ResponseReturnValue:
         source = source_of(query(request, {"source": str}), self._bridge.source_names())
         found = self._bridge.accuracy(source=source)
+        silence = accuracy.silence(found["overall"])
+        shown = [group for group in found["overall"] if group["results"] or not silence]
         own = {name: [group for group in groups if group["figure"] == "throughput"] for name, groups in found.items()}
 
         def most(name: str, dimension: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -189,7 +192,8 @@ class Pages:
             "predictions.html",
             **common,
             **self._sources(source),
-            overall=sorted(found["overall"], key=lambda group: (FIGURES.index(group["figure"]), PREDICTORS.index(group["predictor"]))),
+            silence=silence,
+            overall=sorted(shown, key=lambda group: (FIGURES.index(group["figure"]), PREDICTORS.index(group["predictor"]))),
             names=_PREDICTORS,
             unanswered=sum(group["unanswered"] for group in found["overall"]),
             seen=[(_seen(group), group) for group in reversed(own["by_seen"])],
