@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
         ("precision_named", pa.string()),
         ("test_case", pa.string()),
         ("said", pa.string()),
-        *((f"measured_{what}", pa.int64()) for what in ("here", "model", "family", "device")),
+        ("measured_here", pa.int64()),
         ("measured_on", pa.string()),
         ("nearest_batch_size", pa.int64()),
     ]
@@ -40,8 +40,8 @@ _SQL = f"""
          WHERE deliverable
     ),
     shapes AS (
-        SELECT model_name, family, mode, length, any_value(model_family) AS model_family, min(batch_size) AS low, max(batch_size) AS high,
-               any_value(test_case) AS test_case, any_value(said) AS said
+        SELECT model_name, family, mode, length, min(model_family) AS model_family, min(batch_size) AS low, max(batch_size) AS high,
+               min(test_case) AS test_case
           FROM good
          WHERE $model IS NULL OR model_name = $model
          GROUP BY model_name, family, mode, length
@@ -49,8 +49,8 @@ _SQL = f"""
          LIMIT {_MOST_SHAPES}
     ),
     settings AS (
-        SELECT hardware_platform, device, precision, mode, any_value(device_name) AS device_name, arg_max(hardware, results) AS hardware,
-               arg_max(precision_named, results) AS precision_named
+        SELECT hardware_platform, device, precision, mode, min(device_name) AS device_name, min(hardware) AS hardware,
+               min(precision_named) AS precision_named
           FROM good
          WHERE $hardware IS NULL OR hardware_platform = $hardware OR hardware = $hardware OR device_name = $hardware
          GROUP BY hardware_platform, device, precision, mode
@@ -89,45 +89,30 @@ _SQL = f"""
          LIMIT $most
     ),
     on_cell AS (
-        SELECT model_name, hardware_platform, device, count(*) AS measured_here, list(batch_size) AS batch_sizes, any_value(said) AS own_said
+        SELECT model_name, hardware_platform, device, count(*) AS measured_here, list(batch_size) AS batch_sizes, min(said) AS own_said
           FROM good
          GROUP BY ALL
     ),
     on_model AS (
-        SELECT model_name, count(*) AS measured_model, string_agg(DISTINCT place, ', ' ORDER BY place) AS measured_on
+        SELECT model_name, string_agg(DISTINCT place, ', ' ORDER BY place) AS measured_on, min(said) AS model_said
           FROM (SELECT *, coalesce(device_name, hardware) AS place FROM good)
          GROUP BY model_name
-    ),
-    on_family AS (
-        SELECT family, hardware_platform, device, count(*) AS measured_family
-          FROM good
-         GROUP BY ALL
-    ),
-    on_device AS (
-        SELECT hardware_platform, device, count(*) AS measured_device
-          FROM good
-         GROUP BY ALL
     )
     SELECT model_name, hardware_platform, device_name, precision, mode, batch_size, nullif(length, 0) AS sequence_length, model_family,
-           hardware, precision_named, test_case, coalesce(own_said, said) AS said,
+           hardware, precision_named, test_case, coalesce(own_said, model_said) AS said,
            coalesce(measured_here, 0) AS measured_here,
-           measured_model,
-           coalesce(measured_family, 0) AS measured_family,
-           measured_device,
            measured_on,
            list_reduce(batch_sizes, lambda a, b: CASE WHEN abs(ln(b / batch_size)) < abs(ln(a / batch_size)) THEN b ELSE a END) AS nearest_batch_size
       FROM fresh
       LEFT JOIN on_cell USING (model_name, hardware_platform, device)
       JOIN on_model USING (model_name)
-      LEFT JOIN on_family USING (family, hardware_platform, device)
-      JOIN on_device USING (hardware_platform, device)
      ORDER BY {_HASH.format("model_name, hardware_platform, device, precision, mode, batch_size, length")}
 """
 
 
 def candidates(configurations: pa.Table, *, model: str | None = None, hardware: str | None = None, most: int = MOST) -> pa.Table:
-    """SCHEMA, at most so many, in an order as good as random. `measured_...`: how many configurations were measured of the model on the device, of the
-    model, of its family on the device, on the device; `nearest_batch_size`: of those of the model on the device (null: there are none).
+    """SCHEMA, at most so many, in an order as good as random. `measured_here`: how many configurations of the model on the device were measured, of which
+    `nearest_batch_size` is the nearest (null: there are none); `measured_on`: the devices that the model was measured on.
 
     `configurations`: see configurations.SCHEMA. `hardware` is the name that the file has for it, that of the sink, or that of a device.
     """

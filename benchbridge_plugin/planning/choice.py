@@ -4,9 +4,9 @@
 know of it. Where it has no answer it knows least: the width is the largest there is, and that of a factor of 100 at least.
 
 What is not known of a candidate is taken for a sum of effects: of its model, of its model on its device, of its family in its setting (device,
-precision and mode), and of the setting itself. What is left of an effect after n measurements with it falls as the variance of a mean does, under a
-prior that is worth p measurements, with 1 / (1 + n / p) (the random-effects model; see Searle, Casella and McCulloch, Variance Components, 1992). So
-measuring s gains
+precision and mode), and of the setting itself, its offset and its slopes. What is left of an effect after n measurements with it falls as the
+variance of a mean does, under a prior that is worth p measurements, with 1 / (1 + n / p) (the random-effects model; see Searle, Casella and
+McCulloch, Variance Components, 1992). So measuring s gains
 
     sum over the effects g of s:  part(g) x W(g) x (1 / (1 + n(g) / p(g)) - 1 / (1 + (n(g) + 1) / p(g)))
 
@@ -26,13 +26,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-#: Of each effect how much of what is not known it is, and how many measurements its prior is worth: a setting is an offset and slopes over the size of a
-#: model, which take longer to learn than one number. docs/decisions/predictor.md says how they were found.
+#: Of each effect how much of what is not known it is, and how many measurements its prior is worth. A setting is an offset, which a few measurements
+#: show, and slopes over the size of a model, which take many. docs/decisions/predictor.md says how these were found.
 EFFECTS: Mapping[str, tuple[float, float]] = {
-    "model": (0.1, 1.0),
+    "model": (0.05, 1.0),
     "model_on_device": (0.05, 1.0),
     "family_in_setting": (0.3, 1.0),
-    "setting": (0.55, 20.0),
+    "setting": (0.25, 2.0),
+    "slopes_of_setting": (0.35, 20.0),
 }
 WIDEST = math.log(100)
 
@@ -54,6 +55,7 @@ class Subject:
             ("model_on_device", self.model, self.mode, self.device),
             ("family_in_setting", self.family, self.device, self.precision, self.mode),
             ("setting", self.device, self.precision, self.mode),
+            ("slopes_of_setting", self.device, self.precision, self.mode),
         )
 
 

@@ -37,14 +37,20 @@ SCHEMA = pa.schema(
 )
 _MERGED_SQL = f"""
     SELECT {", ".join(KEY)},
-           any_value(model_family) AS model_family,
-           arg_max(hardware, results) AS hardware,
-           arg_max(precision_named, results) AS precision_named,
+           min(model_family) AS model_family,
+           min(hardware) AS hardware,
+           min(precision_named) AS precision_named,
            bool_or(deliverable) AS deliverable,
            CAST(sum(results) AS BIGINT) AS results,
-           any_value(test_case) AS test_case,
-           any_value(CASE WHEN strlen(said) <= {_LONGEST_SAID} THEN said END) AS said
-      FROM configurations
+           min(test_case) AS test_case,
+           min(said) AS said
+      FROM (
+          SELECT * REPLACE (CASE WHEN strlen(said) <= {_LONGEST_SAID} AND is_first THEN said END AS said)
+            FROM (
+                SELECT *, row_number() OVER (PARTITION BY model_name, hardware_platform, device_name ORDER BY NOT deliverable, said) = 1 AS is_first
+                  FROM configurations
+            )
+      )
      GROUP BY {", ".join(KEY)}
      ORDER BY ALL
 """
@@ -60,7 +66,7 @@ def read(source: BenchmarkSource, mapper: Mapper, profile: SinkProfile) -> pa.Ta
 
 
 def merged(tables: list[pa.Table]) -> pa.Table:
-    """The configurations of all tables, each once."""
+    """The configurations of all tables, each once. Only one of each model on each device keeps what is `said`: extras can be large."""
     if not tables:
         return SCHEMA.empty_table()
     with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as connection:

@@ -20,7 +20,7 @@ from benchbridge_plugin.model import SinkProfile
 from benchbridge_plugin.planning.asking import forecast
 from benchbridge_plugin.planning.candidates import candidates
 from benchbridge_plugin.planning.choice import Subject, choose
-from benchbridge_plugin.planning.configurations import Known, merged
+from benchbridge_plugin.planning.configurations import KEY, Known, merged
 from benchbridge_plugin.sinks.base import Forecaster, Sink
 from benchbridge_plugin.source import BenchmarkSource
 
@@ -30,6 +30,7 @@ INTERVALS, COVERAGE = "intervals", "coverage"
 _UNITS = {"throughput": "items/s", "latency": "ms", "memory_usage": "MB"}
 _LONGEST_LIST = 100  # characters of what a model was measured on
 _KEPT = 20  # plans
+_OF_SUBJECT = [*KEY, "model_family"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Planner:
             basis, rows = COVERAGE, [row for row in rows if not row["measured_here"]]
             note = note or ("The predictor has not answered for any of them." if said else "")
             said, widths = [{}] * len(rows), [None] * len(rows)
-        measured = [_subject(row) for row in configurations.to_pylist() if row["deliverable"]]
+        measured = [_subject(row) for row in configurations.filter(configurations.column("deliverable")).select(_OF_SUBJECT).to_pylist()]
         chosen = choose([_subject(row) for row in rows], widths, measured, wish.limit)
         return {
             "generated_at": iso(self.now()),
