@@ -16,6 +16,9 @@ first, and a device that nothing was measured on outweighs all else until it has
 settings. It is a sum of concave functions of counts, so it is submodular, and the greedy choice reaches 1 - 1/e of the best there is (Nemhauser,
 Wolsey and Fisher, 1978). A gain is told as a part of all that is left to learn.
 
+A runner works through the list from its head, and the sum alone can name a model that stands for much again and again: so a model on a device comes
+once in the first five, twice in the first ten and so on, as long as there is anything else.
+
 Among candidates with the same effects the widest is taken first, then the batch size that is farthest from those measured and chosen.
 """
 
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +40,7 @@ EFFECTS: Mapping[str, tuple[float, float]] = {
     "slopes_of_setting": (0.35, 20.0),
 }
 WIDEST = math.log(100)
+_BETWEEN = 5  # a model on a device comes once in so many places of the list, as long as there are others
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +120,34 @@ def choose(candidates: Sequence[Subject], widths: Sequence[float | None], measur
     heap = [(-one.gain(), order, one) for order, one in enumerate(alike.values())]
     heapq.heapify(heap)
     chosen: list[Chosen] = []
-    while heap and len(chosen) < limit:
+    named: Counter[tuple[str, ...]] = Counter()
+    resting: list[tuple[float, int, _Alike]] = []  # of models on devices that the list has often enough for now
+    while len(chosen) < limit and (heap or resting):
+        if not heap:
+            heap, resting = resting, []
+            named.clear()  # there is nothing else left
+            heapq.heapify(heap)
         _, order, best = heapq.heappop(heap)
         gain = best.gain()  # it can only have fallen since it was looked at
+        cell = candidates[best.places[0]].effects()[1]
+        if named[cell] > len(chosen) // _BETWEEN:
+            resting.append((-gain, order, best))
+            continue
         if heap and -heap[0][0] > gain:
             heapq.heappush(heap, (-gain, order, best))
             continue
-        sizes = taken.setdefault(candidates[best.places[0]].effects()[1], [])
-        place = _farthest(best.places, candidates, known, sizes)
+        place = _farthest(best.places, candidates, known, sizes := taken.setdefault(cell, []))
         chosen.append(Chosen(place, gain / left, best.effects[0].candidates - 1))
         best.places.remove(place)
         sizes.append(math.log(candidates[place].batch_size))
+        named[cell] += 1
         for effect in best.effects:
             effect.measured += 1
         if best.places:
-            heapq.heappush(heap, (-best.gain(), order, best))
+            resting.append((-best.gain(), order, best))
+        for one in resting:
+            heapq.heappush(heap, one)
+        resting = []
     return chosen
 
 
