@@ -22,6 +22,7 @@ BENCHMARKS = {
     "regressions": "what the detector of regressions finds in labelled histories, beside simple baselines; what a new point costs",
     "accuracy": "how far predictions are from held-out measurements, beside simple ways of predicting; needs published rows",
     "prequential": "the predictor's error as it learns from results that the bridge carries over, each predicted before it is recorded",
+    "plan": "whether what the plan chooses to measure teaches the predictor more than a random choice; needs published rows or the sample",
     "scoring": "what it costs to ask for a prediction of each result before it is delivered",
     "faults": "every fault of a bad server at a rate of 30 %: nothing lost, nothing doubled; cycles and requests it took",
 }

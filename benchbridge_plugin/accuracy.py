@@ -165,6 +165,16 @@ def is_lost(now: Errors, before: Errors) -> bool:
     return median >= max(_WORSE * usual, usual + _POINTS, most)
 
 
+def silence(overall: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence where the predictor was asked and never answered, as before its first training; else empty. `overall`: groups as Errors.as_dict has them,
+    with `predictor`."""
+    own = [group for group in overall if group["predictor"] == "predicted"]
+    if not own or any(group["results"] for group in own):
+        return ""
+    asked = sum(group["unanswered"] for group in own)
+    return f"The predictor has not answered anything yet: it was asked for {asked:,} figures that were measured. It may still have to be trained."
+
+
 def summed(counted: Iterable[tuple[Group, Errors]]) -> dict[Group, Errors]:
     """The same groups put together."""
     sums: dict[Group, Errors] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchbridge_plugin.accuracy import silence
 from benchbridge_plugin.charts import accounting_bar, cell_level, history
 from benchbridge_plugin.regressions.words import configuration_of, side_of
 
@@ -34,6 +35,7 @@ def page_of(report: Mapping[str, Any]) -> str:
             more_refusals=len(report["refusals"]) - _REASONS_SHOWN,
             level=cell_level,
             configuration=configuration_of,
+            silence_of=silence,
             side=side_of,
         )
     )

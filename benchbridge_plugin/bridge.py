@@ -23,6 +23,7 @@ from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
+from benchbridge_plugin.planning.planner import ASKING_S, MOST, Wish
 from benchbridge_plugin.regressions.watch import regression_with_history
 from benchbridge_plugin.roster import Roster, lease_as_json
 from benchbridge_plugin.story import Story, tell
@@ -302,6 +303,27 @@ class BenchmarkPredictivePerformanceBridge:
         roster = self._roster(source)
         since_day = int(roster.ledger.now() // 86_400) - days + 1 if days else 0
         return roster.ledger.scores.report([feed.source_id for feed in roster.feeds], since_day=since_day)
+
+    def plan(
+        self,
+        *,
+        limit: int = 20,
+        model: str | None = None,
+        hardware: str | None = None,
+        source: str | None = None,
+        within_s: float = ASKING_S,
+        recent_s: float = 0.0,
+    ) -> dict[str, Any]:
+        """What to measure next: the configurations whose measurement would reduce the predictor's error most (docs/plan.md), at most so many.
+
+        Raises SourceError, ConfigError and LedgerError. `within_s` bounds how long the predictor is asked; with `recent_s` a plan that is no older is
+        given again while no file has changed.
+        """
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST:
+            raise ConfigError(f"limit must be a whole number from 1 to {MOST}, not {limit!r}.", guidance="Correct it in the call.")
+        with self._workshop.at_work() as parts:
+            files = parts.benchmark_files(source)
+            return parts.planner.plan(files, parts.ends.sink, Wish(limit, model, hardware), within_s=within_s, recent_s=recent_s)
 
     def regressions(
         self,

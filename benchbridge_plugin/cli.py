@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchbridge_plugin import regressions_cli, suggestions_cli
+from benchbridge_plugin import plan_cli, regressions_cli, suggestions_cli
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.errors import BridgeError, ConfigError
 from benchbridge_plugin.printing import as_json as as_json_of
@@ -400,6 +400,7 @@ def _bridge(ctx: click.Context, given: dict[str, Any], *, leave_no_ledger: bool 
 
 bridge.add_command(regressions_cli.command(_options, _bridge))
 bridge.add_command(suggestions_cli.command(_options, _bridge))
+bridge.add_command(plan_cli.command(_options, _bridge))
 
 
 def _open(config: BridgeConfig) -> BenchmarkPredictivePerformanceBridge:

@@ -277,6 +277,9 @@ _VERDICT = f"""unhex(key_hex) AS key,
                 WHEN 'figure_missing' THEN 'The result has no usable figure (throughput, latency and memory are null, NaN or infinite).'
            END AS reason,
            CAST(quality AS BIGINT) AS quality"""
+_EXTRAS = f"""CASE WHEN more_extras IS NULL THEN {_KEPT.format(strict="strict", extras="extras")}
+                                    ELSE concat('{{"metrics":', {_KEPT.format(strict="strict", extras="extras")},
+                                                ',"metadata":', {_KEPT.format(strict="more_strict", extras="more_extras")}, '}}') END"""
 _MEASUREMENT = f"""model_name,
            model_family,
            hardware_platform,
@@ -296,9 +299,7 @@ _MEASUREMENT = f"""model_name,
                 ',"assumed":[', concat_ws(',', CASE WHEN length_said IS NULL THEN '"sequence_length"' END,
                                                CASE WHEN precision_said IS NULL THEN '"precision"' END,
                                                CASE WHEN batch_said IS NULL THEN '"batch_size"' END),
-                '],"extras":', CASE WHEN more_extras IS NULL THEN {_KEPT.format(strict="strict", extras="extras")}
-                                    ELSE concat('{{"metrics":', {_KEPT.format(strict="strict", extras="extras")},
-                                                ',"metadata":', {_KEPT.format(strict="more_strict", extras="more_extras")}, '}}') END,
+                '],"extras":', {_EXTRAS},
                 '}}') END AS metadata,
            idempotency_key"""
 
@@ -325,6 +326,35 @@ _FIGURES_SQL = _select(
     "origin_run",
     "origin_commit",
 )
+_TRIED = _select(
+    "model_name",
+    "model_family",
+    "hardware_platform",
+    "trim(hardware_type, $blank) AS hardware",
+    "device_name",
+    "precision_meant AS precision",
+    "coalesce(precision_name, precision_meant) AS precision_named",
+    "mode",
+    "CAST(batch_meant AS BIGINT) AS batch_size",
+    "CAST(length_said AS BIGINT) AS sequence_length",
+    CENSUS,
+    "reason_code",
+    "measured_at_us",
+    "test_case",
+    f"{_EXTRAS} AS said",
+)
+_CONFIGURATIONS_SQL = f"""
+    SELECT model_name, model_family, hardware_platform, hardware, device_name, precision, precision_named, mode, batch_size, sequence_length,
+           skip IS NULL AND reason_code IS NULL AS deliverable,
+           count(*) AS results,
+           arg_max(test_case, coalesce(measured_at_us, 0)) AS test_case,
+           arg_max(said, coalesce(measured_at_us, 0)) AS said
+      FROM ({_TRIED})
+     WHERE model_name IS NOT NULL
+       AND hardware_platform IS NOT NULL
+     GROUP BY model_name, model_family, hardware_platform, hardware, device_name, precision, precision_named, mode, batch_size, sequence_length,
+              deliverable
+"""
 _SURVEY_SQL = _select(_IDENTITY, CENSUS, "measured_at_us", _SUBJECT, _VERDICT, _MEASUREMENT)
 
 
@@ -406,6 +436,11 @@ class Mapper:
     def derive(self, rows: pa.Table, statement: str) -> pa.Table:
         """What a statement that begins with ROWS_SQL says of the rows (suggestions/evidence.py has one)."""
         return self._run(statement, rows, SinkProfile(), None, None)
+
+    def configurations(self, rows: pa.Table, profile: SinkProfile) -> pa.Table:
+        """The configurations of the rows, one row each, as the sink names them and (`hardware`, `precision_named`) as the file does: `deliverable` where a
+        result of it could be sent, how many `results` there are, and `test_case` and the extras (`said`, JSON) of one of them."""
+        return self._run(_CONFIGURATIONS_SQL, rows, profile, None, None)
 
     def survey(self, rows: pa.Table, profile: SinkProfile, *, cutoff_us: int | None, model: str | None) -> pa.Table:
         """The columns of `classify` and then all others of `measure`: each row is read and hashed once."""

@@ -19,11 +19,13 @@ from benchbridge_plugin.feed import Feed
 from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper, Rules
+from benchbridge_plugin.planning.planner import Planner
 from benchbridge_plugin.process import identity
 from benchbridge_plugin.regressions.watch import Watcher
 from benchbridge_plugin.roster import Roster
 from benchbridge_plugin.round import Turn
 from benchbridge_plugin.scheduler import SyncScheduler
+from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.suggestions.desk import Desk, File
 from benchbridge_plugin.sync import Policy, SyncEngine
 from benchbridge_plugin.webhook import Webhook
@@ -49,6 +51,7 @@ class Parts:
     ledger: Ledger
     scheduler: SyncScheduler
     courier: Courier
+    planner: Planner
     stopping: threading.Event = field(default_factory=threading.Event)
     working: int = 0  # how many threads use them; guarded by the workshop's gate
     unwatched: bool = True  # whether there may be something that no history has taken up yet
@@ -100,6 +103,14 @@ class Parts:
             watcher = self._watcher(file, source_id) if self.config.regressions.enabled else None
             kept = self.feeds[replace(file, error=None)] = Feed(file, source_id, engine, self.ledger, watcher, lease_s=self.config.lease_s)
         return kept if kept.file == file else kept.about(file)
+
+    def benchmark_files(self, source: str | None = None) -> list[tuple[BenchmarkSource, Mapper]]:
+        """What can be read now, each with the rules for it. Raises what is wrong with the first file when it is with all of them."""
+        roster = self.roster(source)
+        feeds = [feed for feed in roster.feeds if feed.file.error is None]
+        if not feeds:
+            raise next((feed.file.error for feed in roster.feeds if feed.file.error is not None), roster.nothing_found())
+        return [(self.ends.source_at(feed.file.path), self.mapper.for_source(feed.name)) for feed in feeds]
 
     def watch(
         self, source: str | None = None, *, within_s: float | None, at_least_some: bool = True, stopping: Callable[[], bool] = lambda: False
@@ -229,7 +240,8 @@ class Workshop:
             # Where work is shared, a run that begins should not have to wait long for its helpers.
             look_every_s=min(1.0 if policy_of(config).share_work else 5.0, config.sync_interval_minutes * 60 / 4),
         )
-        parts = Parts(os.getpid(), config, ends, mapper, ledger, scheduler, courier)
+        planner = Planner(config.default_sequence_length, self._now)
+        parts = Parts(os.getpid(), config, ends, mapper, ledger, scheduler, courier, planner)
         return parts
 
 

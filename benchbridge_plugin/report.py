@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchbridge_plugin import accuracy
 from benchbridge_plugin.archive import page_of
 from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
 from benchbridge_plugin.errors import ConfigError
@@ -232,8 +233,12 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         more = [f"... and {found - len(shown)} more: benchbridge regressions"] if found > len(shown) else []
         parts += [heading("Open regressions"), regressions_table(shown, markdown=markdown), *more]
     if report["predictions"]["overall"]:
-        lost = [loss["sentence"] for loss in report["predictions"]["losses"]]
-        parts += [heading("Predictions before delivery"), *lost, _predictions_table(report["predictions"]["overall"], markdown=markdown)]
+        silence = accuracy.silence(report["predictions"]["overall"])
+        guesses = [group for group in report["predictions"]["overall"] if group["results"] or not silence]
+        shown = [loss["sentence"] for loss in report["predictions"]["losses"]]
+        shown += [silence] if silence else []
+        shown += [_predictions_table(guesses, markdown=markdown)] if guesses else []
+        parts += [heading("Predictions before delivery"), *shown]
     for title, key in (("Coverage by hardware", "hardware_coverage"), ("Coverage by model", "model_coverage")):
         names = list(report[key])
         rows = [

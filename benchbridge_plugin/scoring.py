@@ -7,7 +7,6 @@ not answer in time, is left alone. What it said is written by the transaction th
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchbridge_plugin import accuracy
-from benchbridge_plugin.accuracy import FIGURES, FORECAST
+from benchbridge_plugin.accuracy import FIGURES
+from benchbridge_plugin.forecasting import CannotForecast, NoForecast, ask, short
 from benchbridge_plugin.model import FORECAST_FIELDS, Receipt
 from benchbridge_plugin.sinks.base import Forecaster
 
@@ -29,10 +29,6 @@ _FIRST = 20  # rows, as long as nothing is known of how long they take; then up 
 _GROWTH = 10
 _ALLOWANCE_S = 0.25  # of a run, whatever it delivers: so a small cycle is scored whole
 _PATIENCE_S = 5.0
-_LOOK_S = 0.05  # between two looks at whether to stop, while the predictor is asked
-_LONGEST_TEXT = 100  # characters of a version or a family
-_MOST_VERSIONS = 16  # of a batch; a predictor that names one for each row names none
-_FLOATS = pa.float32()
 _IDENTITY = ("result_id", "content_hash")
 
 
@@ -120,29 +116,13 @@ class Scorer:
         return Forecast(pa.concat_arrays(rows), pa.concat_tables(said)) if rows else None
 
     def _answer(self, asked: pa.Table) -> pa.Table | None:
-        """From a thread of its own: neither a host's predictor nor a server can be told to hurry. None: it cannot, failed, or took too long."""
-        found: list[pa.Table | None] = []
-        problem = "it did not answer in time"
-        done = threading.Event()
-
-        def ask() -> None:
-            nonlocal problem
-            try:
-                answer = self._sink.forecast(asked)
-                found.append(None if answer is None else _read(answer, len(asked)))
-            except Exception as error:  # the host's predictor, or anything over HTTP
-                problem = f"{type(error).__name__}: {error}"[:500]
-            done.set()
-
-        threading.Thread(target=ask, name="benchbridge-forecast", daemon=True).start()
-        deadline = time.monotonic() + self._patience_s
-        while not done.wait(_LOOK_S) and time.monotonic() < deadline and not self._stopping():
-            pass
-        if done.is_set() and found:
-            return found[0]
-        if not self._stopping():
-            _logger.warning("the predictor is not asked any more in this run: %s", problem)
-        return None
+        """None: it cannot, failed, or took too long."""
+        try:
+            return ask(self._sink, asked, patience_s=self._patience_s, stopping=self._stopping)
+        except NoForecast as problem:
+            if not self._stopping() and not isinstance(problem, CannotForecast):
+                _logger.warning("the predictor is not asked any more in this run: %s", problem)
+            return None
 
     def _sample_of(self, batch: pa.Table) -> pa.Array:
         """The places of a random part of the rows that were never sent before: the keys are hashes, so their order is as random as any, and the same
@@ -168,36 +148,6 @@ def _score(forecast: Forecast, batch: pa.Table, receipt: Receipt) -> Scored | No
         **{f"measured_{figure}": rows.column(figure).cast(pa.float64()) for figure in FIGURES},
         **{name: said.column(name) for name in said.column_names},
     }
-    views = {"seen": seen, "family": _short(rows.column("model_family")), "hardware": _short(rows.column("hardware_platform"))}
+    views = {"seen": seen, "family": short(rows.column("model_family")), "hardware": short(rows.column("hardware_platform"))}
     errors = accuracy.count(pa.table({**columns, **views}))
     return Scored(pa.table({name: values for name, values in columns.items() if values.null_count < len(rows)}), errors)
-
-
-def _read(answer: pa.Table, rows: int) -> pa.Table:
-    """The answer with the columns that are kept, each of its type. Raises ValueError when it is about other rows, ArrowInvalid for wrong types."""
-    if len(answer) != rows:
-        raise ValueError(f"it answered {len(answer)} rows for {rows}")
-
-    def column(name: str, kind: pa.DataType, *, safe: bool = True) -> pa.ChunkedArray:
-        return answer.column(name).cast(kind, safe=safe) if name in answer.column_names else pa.chunked_array([pa.nulls(rows, kind)])
-
-    def figure(name: str, *, positive: bool) -> pa.ChunkedArray:
-        values = column(name, _FLOATS, safe=False)
-        good = pc.and_(pc.is_finite(values), pc.greater(values, 0.0)) if positive else pc.is_finite(values)
-        return pc.if_else(pc.fill_null(good, False), values, pa.scalar(None, _FLOATS))
-
-    version = _short(column("predictor_version", pa.string()))
-    if len(pc.unique(version)) > _MOST_VERSIONS:
-        version = pa.chunked_array([pa.repeat("", rows)])
-    return pa.table(
-        {
-            "version": version,
-            "model_seen": pc.fill_null(column("model_seen", pa.bool_()), False),
-            "hardware_seen": pc.fill_null(column("hardware_seen", pa.bool_()), False),
-            **{kept: figure(said, positive=not said.endswith(("_lo", "_hi"))) for kept, said in FORECAST.items()},
-        }
-    )
-
-
-def _short(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.utf8_slice_codeunits(pc.fill_null(texts, ""), 0, _LONGEST_TEXT)

@@ -365,6 +365,25 @@ def test_over_http_an_answer_that_does_not_fit_is_no_prediction(answer: Reply | 
     assert len(asked) == 2
 
 
+def test_a_predictor_that_has_not_answered_anything_yet_is_said_to_be_silent(
+    world: World, service: Callable[[Predict], Predicting]
+) -> None:
+    """Before its first training: the report has the sentence, and of the guesses only those that were made."""
+    guesses: tuple[dict[str, float], ...] = ({}, {"nearest_throughput": 60.0})
+    for figures in guesses:
+        world.database.insert()
+        world.engine(ServiceSink(service(of_figures(**figures))), score_sample=1.0).run(SyncRequest(limit=0, days=0))
+        report = reports.build(world.ledger, source_id(world), source_name="bench.duckdb")
+        counted = sum(group["unanswered"] for group in report["predictions"]["overall"])
+        for kind in ("text", "markdown", "html"):
+            shown = reports.render(report, kind)
+            assert f"The predictor has not answered anything yet: it was asked for {counted} figures" in shown
+            assert ("half within" in shown.lower() or "half are within" in shown.lower()) == bool(figures)
+    world.database.insert()
+    world.engine(ServiceSink(service(of_figures(throughput=50.0))), score_sample=1.0).run(SyncRequest(limit=0, days=0))
+    assert "not answered anything" not in reports.render(reports.build(world.ledger, source_id(world), source_name="bench.duckdb"), "text")
+
+
 def test_the_report_says_in_short_how_far_off_predictions_were(world: World, service: Callable[[Predict], Predicting]) -> None:
     """In every form for people; without a predictor there is no such part."""
     fill(world, 6)

@@ -14,6 +14,7 @@ from benchbridge_plugin.as_json import result_as_json, run_as_json
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import STATE_NAMES, State, SyncRequest
+from benchbridge_plugin.planning.planner import MOST
 from benchbridge_plugin.regressions.history import METRICS
 from benchbridge_plugin.suggestions.suggestion import CODES
 from benchbridge_plugin.web import problems
@@ -29,6 +30,7 @@ from benchbridge_plugin.web.session import Sessions
 _LARGEST_BODY = 1024 * 1024
 _LONGEST_WAIT_S = 600.0
 _READING_WAIT_S = 60.0
+_RECENT_S = 2.0  # how old a plan may be: who asks all the time keeps the predictor no busier
 _LARGEST_ID = 2**31 - 1  # of a row
 _CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
 _STATES = {name: state for state, name in STATE_NAMES.items()}
@@ -124,6 +126,12 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         given = query(request, {"days": int, "source": str})
         within(given, "days", 0, 36_500)
         return jsonify(bridge.accuracy(days=given.get("days", 0), source=source_of(given, bridge.source_names())))
+
+    @routes.get("/plan")
+    def plan() -> ResponseReturnValue:
+        given = query(request, {"limit": int, "model": str, "hardware": str, "source": str})
+        within(given, "limit", 1, MOST)
+        return jsonify(bridge.plan(source=source_of(given, bridge.source_names()), recent_s=_RECENT_S, **given))
 
     @routes.get("/results")
     def results() -> ResponseReturnValue:

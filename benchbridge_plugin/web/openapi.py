@@ -8,6 +8,7 @@ from typing import Any
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import STATE_NAMES
+from benchbridge_plugin.planning.planner import COVERAGE, INTERVALS, MOST
 from benchbridge_plugin.regressions.history import METRICS
 from benchbridge_plugin.report import FORMATS
 from benchbridge_plugin.suggestions.suggestion import CODES
@@ -33,6 +34,41 @@ _SUGGESTIONS: _Schema = {
         "counts": {"type": "object", "description": "how many of each code"},
         "read_at": {"type": ["string", "null"], "description": "as of when; over several files the oldest"},
         "note": {"type": "string", "description": "why it is not whole or not new; else empty"},
+    },
+}
+_ITEM: _Schema = {
+    "type": "object",
+    "required": [
+        "model_name",
+        "hardware",
+        "device_name",
+        "precision",
+        "mode",
+        "batch_size",
+        "sequence_length",
+        "reason",
+        "gain",
+        "predicted",
+    ],
+    "properties": {
+        **{name: {"type": "string"} for name in ("model_name", "hardware", "precision", "mode", "reason")},
+        "device_name": {"type": ["string", "null"]},
+        "batch_size": {"type": "integer", "minimum": 1},
+        "sequence_length": {"type": ["integer", "null"]},
+        "gain": {"type": "number", "minimum": 0, "description": "a part of all that is left to learn"},
+        "predicted": {"type": ["object", "null"], "description": "of each figure `value`, `low` and `high`"},
+    },
+}
+_PLAN: _Schema = {
+    "type": "object",
+    "required": ["generated_at", "basis", "note", "predictor_version", "candidates", "plan"],
+    "properties": {
+        "generated_at": {"type": "string"},
+        "basis": {"type": "string", "enum": [INTERVALS, COVERAGE]},
+        "note": {"type": "string"},
+        "predictor_version": {"type": ["string", "null"]},
+        "candidates": _COUNT,
+        "plan": {"type": "array", "items": _ITEM},
     },
 }
 
@@ -92,6 +128,13 @@ def document() -> dict[str, Any]:
                 "How far predictions were off on results that the predictor had not been shown; errors are fractions of what was measured",
                 query={"days": {"type": "integer", "minimum": 0, "maximum": 36_500}, "source": _SOURCE},
                 answers={200: _OBJECT, 422: problem},
+            )
+        },
+        "/plan": {
+            "get": _route(
+                "What to measure next: the configurations whose measurement would reduce the predictor's error most, for a benchmark runner",
+                query={"limit": {"type": "integer", "minimum": 1, "maximum": MOST}, "model": _TEXT, "hardware": _TEXT, "source": _SOURCE},
+                answers={200: _PLAN, 422: problem},
             )
         },
         "/results": {

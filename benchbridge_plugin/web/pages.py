@@ -9,10 +9,12 @@ from urllib.parse import urlencode
 from flask import Response, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
+from benchbridge_plugin import accuracy
 from benchbridge_plugin.accuracy import FIGURES, PREDICTORS
 from benchbridge_plugin.as_json import result_as_json
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.charts import accounting_bar, cell_level, history, trend
+from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.model import ACCOUNTED, STATE_NAMES
 from benchbridge_plugin.web import export
 from benchbridge_plugin.web.arguments import InvalidArgument, query, source_of, within
@@ -29,6 +31,9 @@ _RESULTS_SHOWN = 50
 _RUNS_SHOWN = 50
 _RUNS_DRAWN = 60
 _FILES_SHOWN = 100
+_PLAN_SHOWN = 10
+_PLAN_WITHIN_S = 1.0  # somebody waits for the page
+_PLAN_KEPT_S = 600.0  # while no file has changed
 _PREDICTORS = {"predicted": "the predictor", "nearest": "the nearest measured configuration", "roofline": "a roofline of the hardware"}
 _NAMED = {name: state for state, name in STATE_NAMES.items()}
 _TABLES: Mapping[str, Sequence[str]] = {
@@ -182,6 +187,8 @@ class Pages:
         source = source_of(query(request, {"source": str}), self._bridge.source_names())
         found = self._bridge.accuracy(source=source)
         losses = found.pop("losses")
+        silence = accuracy.silence(found["overall"])
+        shown = [group for group in found["overall"] if group["results"] or not silence]
         own = {name: [group for group in groups if group["figure"] == "throughput"] for name, groups in found.items()}
 
         def most(name: str, dimension: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -192,7 +199,8 @@ class Pages:
             "predictions.html",
             **common,
             **self._sources(source),
-            overall=sorted(found["overall"], key=lambda group: (FIGURES.index(group["figure"]), PREDICTORS.index(group["predictor"]))),
+            silence=silence,
+            overall=sorted(shown, key=lambda group: (FIGURES.index(group["figure"]), PREDICTORS.index(group["predictor"]))),
             names=_PREDICTORS,
             losses=losses,
             unanswered=sum(group["unanswered"] for group in found["overall"]),
@@ -200,6 +208,7 @@ class Pages:
             trend=trend(days[-_RUNS_DRAWN:], "half within"),
             hardware=most("by_hardware", "hardware"),
             family=most("by_family", "family"),
+            next=self._next(source),
         )
 
     def regressions(self, common: Mapping[str, Any]) -> ResponseReturnValue:
@@ -240,6 +249,13 @@ class Pages:
         """What the head of every page says of the benchmark files."""
         files = self._bridge.config.files
         return {"source": source, "several": files.several, "label": source or (files.label if files.several else files.name)}
+
+    def _next(self, source: str | None) -> Mapping[str, Any]:
+        """The head of the plan, or in `note` why there is none: the page is about more than that."""
+        try:
+            return self._bridge.plan(limit=_PLAN_SHOWN, source=source, within_s=_PLAN_WITHIN_S, recent_s=_PLAN_KEPT_S)
+        except BridgeError as error:
+            return {"plan": [], "note": error.message, "basis": "", "candidates": 0}
 
     def _files(self) -> list[dict[str, Any]]:
         told = self._bridge.files()

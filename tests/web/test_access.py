@@ -17,7 +17,7 @@ from benchbridge_plugin.web import auth
 
 from .conftest import KEY, Host, MakeHost, assert_problem
 
-READS = ("/status", "/runs", "/runs/1", "/report", "/results", "/suggestions", "/schedule", "/health")
+READS = ("/status", "/runs", "/runs/1", "/report", "/results", "/suggestions", "/plan", "/schedule", "/health")
 #: What whoever wants to sign in has to get at.
 OPEN = ("benchbridge.pages.sign_in", "benchbridge.pages.check_key", "benchbridge.pages.static")
 WRITES = ("/sync", "/results/retry", "/schedule", "/verify")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from unified_server.config import LearningConfig
-from unified_server.predictive.measurement import TABLE_SCHEMA, aligned
+from unified_server.predictive.measurement import TABLE_SCHEMA
 from unified_server.predictive.store import MeasurementStore
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ class Learning:
         table, reasons = _forecast(version, pa.Table.from_pylist(rows, schema=TABLE_SCHEMA))
         return [_answer(row, reason) for row, reason in zip(table.to_pylist(), reasons, strict=True)]
 
-    def predict_table(self, measurements: pa.Table) -> pa.Table:
-        """BULK_SCHEMA for each row; all null but ``source`` where nothing can be said."""
-        table = aligned(measurements)
+    def predict_table(self, table: pa.Table) -> pa.Table:
+        """BULK_SCHEMA for each row of a table in TABLE_SCHEMA; all null but ``source`` where nothing can be said."""
         version = self._version()
         if version is None:
             empty: dict[str, Any] = {field.name: pa.nulls(table.num_rows, field.type) for field in BULK_SCHEMA}

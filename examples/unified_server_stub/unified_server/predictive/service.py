@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from unified_server.config import LearningConfig
 from unified_server.database import DatabaseFile
+from unified_server.predictive.baselines import Baselines
 from unified_server.predictive.feedback import FeedbackLog
 from unified_server.predictive.learning import Learning
 from unified_server.predictive.measurement import (
@@ -23,6 +24,7 @@ from unified_server.predictive.measurement import (
     MODES,
     PRECISIONS,
     TABLE_SCHEMA,
+    aligned,
 )
 from unified_server.predictive.predictions import PredictionLog
 from unified_server.predictive.predictor import FIGURES, predict
@@ -46,6 +48,7 @@ class PredictivePerformance:
         self._store = MeasurementStore(self.file)
         self._log = PredictionLog(self.file)
         self._feedback = FeedbackLog(self.file)
+        self._baselines = Baselines(self.file)
         self.learning = Learning(path, learning or LearningConfig(), self._store)
 
     @property
@@ -183,11 +186,15 @@ class PredictivePerformance:
                 answer[platform].update({"message": "", "precision_used": row["precision"], **found})
 
     def predict_measurements(self, measurements: pa.Table) -> pa.Table:
-        """What to expect of each row of a measurement table, from all but its own figures; ``learning.BULK_SCHEMA``, in input order.
+        """What to expect of each row of a measurement table, from all but its own figures, in input order: ``learning.BULK_SCHEMA``, then
+        ``baselines.BASELINE_SCHEMA``.
 
-        ``source`` is learned or insufficient_measurements. Nothing is recorded. Raises InvalidInput for a column of the wrong type.
+        ``source`` is learned or insufficient_measurements; the simple guesses of the baselines are there also without a predictor. Nothing is recorded.
+        Raises InvalidInput for a column of the wrong type.
         """
-        return self.learning.predict_table(measurements)
+        asked = aligned(measurements)
+        answer, guesses = self.learning.predict_table(asked), self._baselines.guess(asked)
+        return pa.table([*answer.columns, *guesses.columns], names=[*answer.column_names, *guesses.column_names])
 
     def recommend(
         self,

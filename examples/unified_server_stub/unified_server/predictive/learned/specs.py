@@ -10,7 +10,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-_NOISE = re.compile(r"nvidia|amd|intel|geforce|\(r\)|\(tm\)|[^a-z0-9]+")
+NOISE = r"nvidia|amd|intel|geforce|\(r\)|\(tm\)|[^a-z0-9]+"  # also read by DuckDB
+_NOISE = re.compile(NOISE)
 
 
 @dataclass(frozen=True, slots=True)
