@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -136,9 +137,22 @@ def main() -> None:
         for method in options.methods.split(","):
             began = time.process_time()
             found.append(_judged(name, figure, method, rows, split, specs) | {"cpu_s": round(time.process_time() - began, 1)})
-    if options.rows and not options.only:
-        found += _ranking(options.rows, specs)
-    print(json.dumps(found, indent=2) if options.json else as_text(list(found[0]), [[_shown(v) for v in row.values()] for row in found]))
+            _tell(found[-1])
+    ranked: list[dict[str, Any]] = []
+    if options.rows:
+        for row in _ranking(options.rows, specs, options.only or ""):
+            ranked.append(row)
+            _tell(row)
+    if options.json:
+        print(json.dumps([*found, *ranked], indent=2))
+        return
+    for rows_of in filter(None, (found, ranked)):
+        print(as_text(list(rows_of[0]), [[_shown(value) for value in row.values()] for row in rows_of]))
+
+
+def _tell(row: Mapping[str, Any]) -> None:
+    """As soon as it is known: all of it takes an hour."""
+    print(", ".join(f"{name} {_shown(value)}" for name, value in row.items()), file=sys.stderr, flush=True)
 
 
 def _splits(path: Path | None, h100: Path | None) -> Iterator[tuple[str, str, pa.Table, Split]]:
@@ -195,24 +209,23 @@ def _judged(name: str, figure: str, method: str, rows: pa.Table, split: Split, s
     return row
 
 
-def _ranking(path: Path, specs: Specs) -> list[dict[str, Any]]:
-    """Recommendations: of models measured on two devices or more, in one setting each, with the model held out (GroupKFold by model) or
-    half of its devices known."""
+def _ranking(path: Path, specs: Specs, only: str) -> Iterator[dict[str, Any]]:
+    """Recommendations: of models measured on two devices or more, in one setting each, with a fifth of all rows held out, or a fifth of all models."""
     table, repositories = read_rows(path)
     of = np.array(repositories, object)
     rows = _usable(
         table.filter(pc.and_(pa.array((of == TIMM) | (of == AI_HUB)), pc.equal(table.column("mode"), "inference"))), "throughput"
     )
-    answers = []
     for name, split in (
         ("ranking, row held out", _random(rows.num_rows)),
         ("ranking, model held out", _by(rows.column("model_name").to_pylist(), 5)),
     ):
+        if only not in name:
+            continue
         predicted = np.full(rows.num_rows, np.nan)
         for train, test in split:
             predicted[test] = learned(rows.take(pa.array(train)), rows.take(pa.array(test)), "throughput", specs).middle
-        answers.append({"split": name, **_ranked(rows, predicted)})
-    return answers
+        yield {"split": name, **_ranked(rows, predicted)}
 
 
 def _ranked(rows: pa.Table, predicted: Floats) -> dict[str, Any]:

@@ -25,7 +25,20 @@ DOCUMENTED = """
   "high_priority_models": ["bert-base-uncased", "gpt2", "t5-base", "vit-base-patch16-224"], "report_output_dir": "reports"},
  "logging": {"level": "INFO", "file": null, "format": "%(asctime)s - %(name)s - %(levelname)s - %(message)s"}}
 """
-COMMANDS = ("adopt", "create-config", "doctor", "plan", "regressions", "report", "results", "retry", "service", "suggestions", "sync", "verify")
+COMMANDS = (
+    "adopt",
+    "create-config",
+    "doctor",
+    "plan",
+    "regressions",
+    "report",
+    "results",
+    "retry",
+    "service",
+    "suggestions",
+    "sync",
+    "verify",
+)
 
 
 # -- help -----------------------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from click.testing import CliRunner, Result
 
 from benchbridge_plugin.cli import bridge as command
@@ -16,18 +17,21 @@ def run(bench: Bench, *arguments: str) -> Result:
     return CliRunner().invoke(command, ["suggestions", "--benchmark-db", str(bench.path), *arguments])
 
 
-def test_suggestions_are_told_with_the_results_they_rest_on_and_leave_no_ledger(bench: Bench) -> None:
+def test_suggestions_are_told_with_the_results_they_rest_on_and_leave_no_ledger(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """Two lines each; what is not shown is said on standard error."""
     bench.measure(400, precision="fp32")
     bench.measure(760, precision="fp16")
     bench.measure(100, 900, 100, 900, batch_size=2)
-    shown = run(bench)
-    assert (shown.exit_code, shown.stderr) == (0, "")
-    lines = shown.stdout.splitlines()
+    given = ["suggestions", "--benchmark-db", str(bench.path)]
+    command.main(given, standalone_mode=False)
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
     assert lines[0].startswith("lower_precision  bert-base-uncased on NVIDIA H100 80GB HBM3, inference: fp16 ran 1.9 times as fast as fp32")
     assert lines[1] == f"{'':<15}  rests on 2 results: 2, 1"
     assert lines[3] == f"{'':<15}  rests on 4 results: 6, 5, 4, ..."
-    assert run(bench, "--limit", "1").stderr == "... and 1 more: --limit shows more of them.\n"
+    command.main([*given, "--limit", "1"], standalone_mode=False)
+    assert capsys.readouterr().err == "... and 1 more: --limit shows more of them.\n"
     assert list(bench.path.parent.glob("*.sqlite")) == []
 
 
