@@ -210,7 +210,8 @@ def _judged(name: str, figure: str, method: str, rows: pa.Table, split: Split, s
 
 
 def _ranking(path: Path, specs: Specs, only: str) -> Iterator[dict[str, Any]]:
-    """Recommendations: of models measured on two devices or more, in one setting each, with a fifth of all rows held out, or a fifth of all models."""
+    """Recommendations: of models measured on two devices or more, in one precision and image size each, at the batch sizes that each device was
+    measured with; with a fifth of all rows held out, or a fifth of all models."""
     table, repositories = read_rows(path)
     of = np.array(repositories, object)
     rows = _usable(
@@ -231,7 +232,8 @@ def _ranking(path: Path, specs: Specs, only: str) -> Iterator[dict[str, Any]]:
 def _ranked(rows: pa.Table, predicted: Floats) -> dict[str, Any]:
     truth, devices = _logs(rows, "throughput"), _device(rows)
     cases: dict[tuple[Any, ...], dict[str, list[int]]] = {}
-    for i, said in enumerate(zip(*(rows.column(name).to_pylist() for name in ("model_name", "precision")), strict=True)):
+    sizes = [json.loads(text).get("extras", {}).get("img_size") for text in rows.column("metadata").to_pylist()]
+    for i, said in enumerate(zip(rows.column("model_name").to_pylist(), rows.column("precision").to_pylist(), sizes, strict=True)):
         if np.isfinite(predicted[i]):
             cases.setdefault(said, {}).setdefault(devices[i], []).append(i)
     first = second = count = 0
