@@ -16,7 +16,7 @@ from .conftest import KEY, RESULTS, Dashboard
 pytest.importorskip("selenium", reason="selenium is not installed: the dashboard is NOT tested in a browser; tox -e browser does it")
 pytest.importorskip("axe_core_python")
 
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -27,8 +27,12 @@ PATIENCE_S = 30
 
 
 def until(browser: Chrome, condition: Callable[[Chrome], Any]) -> Any:
-    """What the condition comes to, once it is something. While one page goes and the next one comes, what was found can be gone."""
-    passing = (NoSuchElementException, StaleElementReferenceException)
+    """What the condition comes to, once it is something.
+
+    While one page goes and the next one comes, what was found can be gone; the browser's driver has several errors for that,
+    and its inspector's own ("Node with given id does not belong to the document") comes as the most general of them.
+    """
+    passing = (WebDriverException,)
     return WebDriverWait(browser, PATIENCE_S, poll_frequency=0.05, ignored_exceptions=passing).until(condition)
 
 
