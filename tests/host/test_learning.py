@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import math
 import stat
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from unified_server.config import LearningConfig
@@ -20,7 +23,9 @@ from .conftest import MakeApp
 
 pytest.importorskip("sklearn", reason="the extra learn is not installed")
 
+from unified_server.predictive.learned.features import read_rows
 from unified_server.predictive.learned.predictor import Predictor
+from unified_server.predictive.learned.regressor import calibrated
 from unified_server.predictive.learned.versions import Untrusted, Versions
 
 DEVICES = {"NVIDIA GeForce RTX 4090": 3.0, "NVIDIA GeForce RTX 3090": 1.5}
@@ -113,6 +118,13 @@ def test_a_table_is_predicted_row_by_row_in_its_order(learned: PredictivePerform
     assert "predict_bulk" in learned.describe()["capabilities"]
 
 
+def test_one_odd_row_of_ten_does_not_move_what_is_expected_of_a_device() -> None:
+    """A device takes 0.6 of the time that its specification says, but one of the ten rows known of it seven times as long: it timed something else."""
+    rows = read_rows(aligned(pa.Table.from_pylist([measured(model, 2, "NVIDIA L4") for model in range(1, 21)], schema=TABLE_SCHEMA)))
+    left = np.where(np.arange(20) == 4, 1.9, -0.5)
+    assert np.abs(calibrated(rows, left, np.arange(10))[10:]).max() < 0.1
+
+
 def test_the_own_figures_of_a_row_do_not_change_what_is_expected_of_it(learned: PredictivePerformance) -> None:
     """Else a wrong result would vouch for itself."""
     right, wrong = ROWS[20], {**ROWS[20], "throughput": 1e9, "latency": 1e-6, "memory_usage": 1.0}
@@ -168,6 +180,20 @@ def test_a_version_that_was_changed_on_disk_is_not_read(predictor: Predictor, tm
     file.write_bytes(bytes(content))
     with pytest.raises(Untrusted, match="was not written by this server"):
         versions.load(1)
+
+
+def test_a_version_in_the_layout_of_another_release_is_not_read(predictor: Predictor, tmp_path: Path) -> None:
+    """It is signed by this server, and yet a part is missing: the formula answers until the next training."""
+    versions = Versions(tmp_path)
+    number = versions.save(predictor, {})
+    arrays, described = (tmp_path / f"{number}.npz").read_bytes(), tmp_path / f"{number}.json"
+    said = json.loads(described.read_text())
+    del said["facts"]["figures"]["time"]["regressor"]["few"], said["signature"]
+    signed = hashlib.sha256(arrays).digest() + json.dumps(said, sort_keys=True).encode()
+    said["signature"] = hmac.new((tmp_path / "key").read_bytes(), signed, hashlib.sha256).hexdigest()
+    described.write_text(json.dumps(said))
+    with pytest.raises(Untrusted, match="layout of another release: KeyError\\('few'\\)"):
+        versions.load(number)
 
 
 def test_another_process_notices_a_new_version(learned: PredictivePerformance) -> None:

@@ -13,12 +13,14 @@ A model without rows of its own gets the line and trees over all rows, which sta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from unified_server.predictive.learned.conformal import FEW
 from unified_server.predictive.learned.features import NUMBERS, RISING, Floats, Ints, Rows, derived
 from unified_server.predictive.learned.kriging import Kriging
 from unified_server.predictive.learned.trees import Trees
@@ -26,6 +28,7 @@ from unified_server.predictive.learned.trees import Trees
 FOLDS = 3
 _WORDS = ("platform", "device", "precision", "mode", "compile", "layout", "framework", "modality")
 _SHIFT_PENALTY, _SLOPE_PENALTY = 0.05, 6.0
+_FAR_OFF, _STEPS = 0.15, 10  # a logarithm; of reweighting
 _KNOTS = (-4.0, -2.0, 0.0, 2.0, 4.0)
 _ROUNDS = 200  # of trees, where there are rows enough to feed them
 
@@ -87,6 +90,7 @@ class Regressor:
     rough: Kriging
     smooth: Kriging
     mix: float
+    few: frozenset[str]  # devices with so few rows that only their own line knows them: the line of all rows does not
 
     @classmethod
     def fit(cls, rows: Rows, target: Floats, *, timed: bool, rounds: int = _ROUNDS) -> tuple[Regressor, Residuals]:
@@ -114,7 +118,8 @@ class Regressor:
         mix = min((0.0, 0.25, 0.5, 0.75, 1.0), key=lambda m: float(np.mean(np.abs(m * left + (1 - m) * smooth_left))))
         seen = mix * left + (1 - mix) * smooth_left
         folds = dict(zip(rows.words["model"], fold.tolist(), strict=True))
-        return cls(timed, lines, trees, folds, devices, rough, smooth, mix), Residuals(seen, unseen, residuals)
+        few = frozenset(name for name, count in Counter(rows.words["device"]).items() if count < FEW)
+        return cls(timed, lines, trees, folds, devices, rough, smooth, mix, few), Residuals(seen, unseen, residuals)
 
     def predict(self, rows: Rows) -> Floats:
         """The logarithm of the figure for each row."""
@@ -129,7 +134,8 @@ class Regressor:
         seen = np.flatnonzero(fold < FOLDS)
         if len(seen) and self.mix < 1:
             part = rows.take(seen)
-            total[seen] = self.mix * total[seen] + (1 - self.mix) * (self.lines[-1].predict(part) + self.smooth.predict(part))
+            mix = np.array([1.0 if device in self.few else self.mix for device in part.words["device"]])
+            total[seen] = mix * total[seen] + (1 - mix) * (self.lines[-1].predict(part) + self.smooth.predict(part))
         return total + _physics(rows, self.timed)
 
 
@@ -192,9 +198,19 @@ def _device_lines(rows: Rows, left: Floats) -> dict[str, list[float]]:
     lines = {}
     for name in np.unique(names):
         index: Ints = np.flatnonzero(names == name)
-        x, y = slopes[index], np.clip(left[index], -3, 3)
-        lines[str(name)] = [float(w) for w in np.linalg.solve(x.T @ x + penalty, x.T @ y)]
+        lines[str(name)] = _robust(slopes[index], left[index], penalty).tolist()
     return lines
+
+
+def _robust(x: Floats, y: Floats, penalty: Floats) -> Floats:
+    """A ridge in which a row that is far off counts for less (Huber's weights): of ten rows one odd model would move a device by a fifth."""
+    found = np.zeros(x.shape[1])
+    off = np.abs(y - np.median(y))
+    for _ in range(_STEPS):
+        weighted = x.T * (_FAR_OFF / np.maximum(off, _FAR_OFF))
+        found = np.linalg.solve(weighted @ x + penalty, weighted @ y)
+        off = np.abs(y - x @ found)
+    return found
 
 
 def _by_device(rows: Rows, devices: Mapping[str, Sequence[float]]) -> Floats:
@@ -226,6 +242,7 @@ def state(regressor: Regressor) -> tuple[dict[str, Any], dict[str, Any]]:
         "rough": regressor.rough.facts(),
         "smooth": regressor.smooth.facts(),
         "mix": regressor.mix,
+        "few": sorted(regressor.few),
     }
     return arrays, facts
 
@@ -242,4 +259,4 @@ def restored(arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> Regressor:
         lines.append(Line(found["means"], found["scales"], found["weights"], line["intercept"], line["words"]))
     trees = [Trees.of_arrays(under(f"trees{k}.")) for k in range(len(lines))]
     rough, smooth = (Kriging.of(under(f"{name}."), facts[name]) for name in ("rough", "smooth"))
-    return Regressor(facts["timed"], lines, trees, facts["folds"], facts["devices"], rough, smooth, facts["mix"])
+    return Regressor(facts["timed"], lines, trees, facts["folds"], facts["devices"], rough, smooth, facts["mix"], frozenset(facts["few"]))

@@ -32,7 +32,7 @@ KEPT = 3
 
 
 class Untrusted(Exception):
-    """A version was not written with this directory's key, or by other libraries than those here."""
+    """A version was not written with this directory's key, or by other libraries or another release than those here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,10 @@ class Versions:
         if said["summary"]["libraries"] != libraries():
             raise Untrusted(f"version {number} was written by {said['summary']['libraries']}, here are {libraries()}")
         with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-            predictor = Predictor.restore({name: arrays[name] for name in arrays.files}, said["facts"])
+            try:
+                predictor = Predictor.restore({name: arrays[name] for name in arrays.files}, said["facts"])
+            except (KeyError, TypeError) as error:
+                raise Untrusted(f"version {number} in {self.directory} is in the layout of another release: {error!r}") from error
         return Version(number, said["summary"], predictor)
 
     def _signature(self, packed: bytes, said: Mapping[str, Any]) -> str:
