@@ -63,6 +63,8 @@ def _addresses(bridge: str, run_id: int) -> dict[str, str]:
         "results, refused": "/view/results?state=rejected",
         "results, of a model": f"/view/results?model={delivered['model']}&hardware={delivered['hardware']}",
         "a result": f"/view/result?id={delivered['result_id']}",
+        "predictions": "/view/predictions",
+        "regressions": "/view/regressions",
         "suggestions": "/view/suggestions",
         "runs": "/view/runs",
         "a run": f"/view/runs/{run_id}",

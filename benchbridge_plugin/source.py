@@ -168,13 +168,23 @@ class BenchmarkSource:
 
     def read(self, layout: Layout, result_ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> pa.Table:
         """The rows with these result ids (text), in no order. Ids that are gone are left out. `columns`: other ones than those of the roles."""
+        return self._rows(lambda connection: layout, result_ids, wait=wait, columns=columns)[1]
+
+    def look_up(self, result_ids: pa.Array, *, wait: bool = True) -> tuple[Layout, pa.Table]:
+        """The layout as it is now, and what `read` gives, by opening the file once."""
+        return self._rows(self._detect, result_ids, wait=wait)
+
+    def _rows(
+        self, layout_of: Callable[[DuckDBPyConnection], Layout], result_ids: pa.Array, *, wait: bool, columns: str | None = None
+    ) -> tuple[Layout, pa.Table]:
         wanted = pa.table({"id": result_ids})
-        sql = (
-            f"SELECT {columns or layout.columns}\nFROM {layout.tables}\n"
-            f"SEMI JOIN temp.main.benchbridge_wanted AS w ON {layout.id_column} = TRY_CAST(w.id AS {layout.id_type})"
-        )
         for _ in range(_HALF_MADE_OPENS):
             with self._session(wait=wait) as connection:
+                layout = layout_of(connection)
+                sql = (
+                    f"SELECT {columns or layout.columns}\nFROM {layout.tables}\n"
+                    f"SEMI JOIN temp.main.benchbridge_wanted AS w ON {layout.id_column} = TRY_CAST(w.id AS {layout.id_type})"
+                )
                 try:
                     connection.register("benchbridge_wanted", wanted)
                 except duckdb.CatalogException as error:
@@ -182,7 +192,7 @@ class BenchmarkSource:
                         raise
                     continue  # somebody else in this process was just opening the file, and our connection joined theirs half made: open it again
                 try:
-                    return connection.sql(sql).to_arrow_table()
+                    return layout, connection.sql(sql).to_arrow_table()
                 finally:
                     connection.unregister("benchbridge_wanted")
         raise SourceBusy(

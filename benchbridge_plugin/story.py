@@ -138,8 +138,7 @@ def tell(
 def _read(
     source: BenchmarkSource, mapper: Mapper, result_id: str
 ) -> tuple[Mapping[str, Any] | None, Mapping[str, str], Mapping[str, Any] | None]:
-    layout = source.layout(wait=False)
-    rows = source.read(layout, pa.array([result_id], pa.string()), wait=False)
+    layout, rows = source.look_up(pa.array([result_id], pa.string()), wait=False)
     if not len(rows):
         return None, layout.roles, None
     rows = rows.slice(0, 1)

@@ -517,6 +517,14 @@ def test_ids_that_are_gone_or_make_no_sense_are_left_out(tmp_path: Path) -> None
     assert found.column("result_id").to_pylist() == ["3"]
 
 
+def test_rows_and_the_layout_they_have_are_looked_up_in_one_opening(tmp_path: Path) -> None:
+    """A page that shows one result keeps a writer out once, and not twice."""
+    source = BenchmarkSource(str(filled(tmp_path)))
+    layout, rows = source.look_up(pa.array(["3", "99999"]))
+    assert source.holds()["count"] == 1
+    assert (layout, rows) == (source.layout(), source.read(layout, pa.array(["3"])))
+
+
 def test_null_and_repeated_ids_are_told_as_they_are(tmp_path: Path) -> None:
     """Without a primary key both happen; ids() returns one for each row, and a repeated id brings all its rows."""
     path = tmp_path / "ids.duckdb"

@@ -29,6 +29,10 @@ _logger = logging.getLogger(__name__)
 _PAGE = 50_000  # results that the ledger is asked for at a time: it looks through all of its rows for them
 _CHUNK = 5_000  # results that are read and written at a time
 _SMALLEST_CHUNK = 250
+_BREATH, _BREATH_S = (
+    16,
+    5e-5,
+)  # after so many the interpreter is let go of: a page of this server waited 5 ms for each time that it needs it
 _POINTS_PER_S = 5_000  # about, where somebody waits
 _ROWS_PER_S = 3_000_000  # that a ledger looks through, about
 _CONFIGURATION = ("model_name", "hardware_platform", "device_name", "precision", "mode", "batch_size", "sequence_length")
@@ -129,7 +133,9 @@ class Watcher:
         digests = {key: blake2b(key.encode(), digest_size=16).digest() for key, *_ in rows.values()}
         kept = self._ledger.histories.load(mark.source_id, digests.values())
         chunk = _Chunk(self._smallest, kept, {digest: key for key, digest in digests.items()})
-        for result_id, measured_at in page:
+        for number, (result_id, measured_at) in enumerate(page):
+            if number % _BREATH == 0:
+                time.sleep(_BREATH_S)
             if (row := rows.get(result_id)) is not None:
                 key, figures, run, commit = row
                 chunk.add(digests[key], Point(measured_at, result_id, run, commit), figures)
