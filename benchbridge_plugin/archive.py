@@ -14,8 +14,8 @@ _HARDWARE_SHOWN = 16
 _REASONS_SHOWN = 200
 
 
-def page_of(report: Mapping[str, Any]) -> str:
-    """The report (see report.build) as an HTML document. Everything in it is escaped; it has no script and asks for nothing."""
+def page_of(report: Mapping[str, Any], failed: str) -> str:
+    """The report (see report.build) as an HTML document; `failed` says why the newest run did, if so. Everything in it is escaped; it has no script and asks for nothing."""
     from benchbridge_plugin.templating import environment  # only who wants this pays for it
 
     models, hardware = list(report["model_coverage"].items()), list(report["hardware_coverage"])
@@ -34,6 +34,7 @@ def page_of(report: Mapping[str, Any]) -> str:
             refusals=report["refusals"][:_REASONS_SHOWN],
             more_refusals=len(report["refusals"]) - _REASONS_SHOWN,
             level=cell_level,
+            failed=failed,
             configuration=configuration_of,
             silence_of=silence,
             side=side_of,

@@ -20,6 +20,7 @@ from benchbridge_plugin.ends import HostServices
 from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, SourceError, SourceMissing
 from benchbridge_plugin.feed import Watch
 from benchbridge_plugin.files import BenchmarkFile
+from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
 from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
@@ -428,12 +429,12 @@ class BenchmarkPredictivePerformanceBridge:
         plan = metrics.Plan(self.config.auto_sync_enabled, schedule, interval_s)
         return metrics.expose(metrics.read(parts.ledger, names), plan, parts.ledger.now(), accept)
 
-    def source_roles(self) -> Mapping[str, str]:
-        """Which column plays which role in the benchmark database: `{"latency_ms": "performance_results.average_latency_ms", ...}`."""
-        return self._workshop.ends().source.layout().roles
+    def source_layout(self) -> Layout:
+        """The benchmark database's layout: its `roles` are `{"latency_ms": "performance_results.average_latency_ms", ...}`. Raises SourceError."""
+        return self._workshop.ends().source.layout()
 
     def roles_of_each(self) -> list[tuple[BenchmarkFile, Mapping[str, str] | SourceError | ConfigError]] | None:
-        """The same of each of several files, or what is wrong with it; None for a bridge with a single file. Needs no ledger."""
+        """The roles of each of several files, or what is wrong with it; None for a bridge with a single file. Needs no ledger."""
         ends = self._workshop.ends()
         return [(file, ends.roles_or_error(file)) for file in ends.files.look({})] if ends.files.several else None
 

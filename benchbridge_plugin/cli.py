@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from benchbridge_plugin import plan_cli, regressions_cli, suggestions_cli
 from benchbridge_plugin._version import __version__
 from benchbridge_plugin.errors import BridgeError, ConfigError
 from benchbridge_plugin.printing import as_json as as_json_of
-from benchbridge_plugin.printing import count_of, exit_code, plain, print_error, print_summary, print_verification
+from benchbridge_plugin.printing import count_of, exit_code, print_error, print_findings, print_summary, print_verification
 from benchbridge_plugin.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -236,10 +237,7 @@ def doctor(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        for finding in findings:
-            click.echo(f"{finding.level:<7}  {finding.part:<14}  {plain(finding.message)}")
-            if finding.guidance:
-                click.echo(f"{'':<25}  {plain(finding.guidance)}")
+        print_findings(findings, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     ctx.exit(next((finding.exit_code for finding in findings if finding.level == "error"), 0))
 
 

@@ -188,18 +188,25 @@ def load(
     config = BridgeConfig()
     if path is not None:
         document = _read_json(path)
-        _check_section_name(document, str(path))
+        _check_section(document, str(path))
         config = from_document(document, base=config, where=str(path), whole=False)
     config = from_mapping(from_environment(environ or {}), base=config, where="environment", whole=False)
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
     return from_mapping(chosen, base=config, where="command line")
 
 
-def _check_section_name(document: object, where: str) -> None:
-    """A misspelt section would be taken for somebody else's, and everything in it for the defaults."""
-    if isinstance(document, Mapping) and SECTION not in document:
-        for near in difflib.get_close_matches(SECTION, document, n=1, cutoff=0.9):
-            raise ConfigError(f"Unknown section {near!r} in {where}.", guidance=f"Did you mean {SECTION}?", key=near, where=where)
+def _check_section(document: object, where: str) -> None:
+    """A file that is named has to say something of us: of one without our section everything in it would be taken for somebody else's."""
+    if not isinstance(document, Mapping) or SECTION in document:
+        return
+    for near in difflib.get_close_matches(SECTION, document, n=1, cutoff=0.9):
+        raise ConfigError(f"Unknown section {near!r} in {where}.", guidance=f"Did you mean {SECTION}?", key=near, where=where)
+    raise ConfigError(
+        f"{where} has no section {SECTION}, so it sets nothing here.",
+        guidance=f'Put the settings into one: {{"{SECTION}": {{"benchmark_db_path": ...}}}}.',
+        key=SECTION,
+        where=where,
+    )
 
 
 def from_document(document: object, *, base: BridgeConfig | None = None, where: str, whole: bool = True) -> BridgeConfig:

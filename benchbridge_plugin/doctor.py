@@ -21,7 +21,7 @@ from benchbridge_plugin.model import CONTRACT_HARDWARE, RunSummary, SyncRequest,
 from benchbridge_plugin.rehearsal import Refused, Rehearsal
 
 _ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
-_SPEEDS = {"throughput", "latency_ms"}
+_SPEEDS: Mapping[str, str] = {"throughput": "throughput", "latency_ms": "latency"}
 _CLOCKS_APART_S = 60.0
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
 
@@ -78,16 +78,17 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
         each = bridge.roles_of_each()
         if each is not None:
             return _sources(bridge, each)
-        roles = bridge.source_roles()
+        layout = bridge.source_layout()
     except BridgeError as error:
         return [_bad("benchmark db", error)]
+    roles = layout.roles
     columns = ", ".join(f"{role} ({roles[role]})" for role in sorted(roles))
     findings = [Finding("ok", "benchmark db", f"{bridge.config.files.label} is readable; roles found: {columns}")]
     for role, setting in _ASSUMABLE:
         if role not in roles and getattr(bridge.config, setting) is None:
             findings.append(_without(role, setting, "it has"))
-    if not _SPEEDS & roles.keys():
-        findings.append(_slow("it has"))
+    if lacking := [role for role in _SPEEDS if role not in roles]:
+        findings.append(_slow("it has", lacking, layout.unread))
     return findings
 
 
@@ -108,8 +109,10 @@ def _sources(
         lacking = [file.name for file, roles in readable if role not in roles]
         if lacking and getattr(bridge.config, setting) is None:
             findings.append(_without(role, setting, f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}"))
-    if lacking := [file.name for file, roles in readable if not _SPEEDS & roles.keys()]:
-        findings.append(_slow(f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}"))
+    for missing in (list(_SPEEDS), *([role] for role in _SPEEDS)):
+        lacking = [file.name for file, roles in readable if [role for role in _SPEEDS if role not in roles] == missing]
+        if lacking:
+            findings.append(_slow(f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}", missing))
     return findings
 
 
@@ -126,12 +129,15 @@ def _without(role: str, setting: str, who: str) -> Finding:
     )
 
 
-def _slow(who: str) -> Finding:
-    """A file of memory alone can be right; one whose columns were renamed looks the same."""
+def _slow(who: str, lacking: Sequence[str], unread: Sequence[str] = ()) -> Finding:
+    """A file without one can be right; one whose column was renamed looks the same."""
+    names = " or ".join(_SPEEDS[role] for role in lacking)
+    sent = "memory is all that is sent" if len(lacking) == len(_SPEEDS) else f"results are sent without {names}"
+    here = f"; the columns that nothing is read of are {_listed(unread)}" if unread else ""
     return Finding(
         "warning",
         "benchmark db",
-        f"{who} no column for throughput or latency that is known; memory is all that is sent",
+        f"{who} no column for {names} that is known; {sent}{here}",
         "docs/layouts.md lists the names of columns that are read.",
     )
 
@@ -257,6 +263,11 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
             f"of {whole} {summary.synced} could be sent, {summary.rejected} would be refused, {summary.skipped} are skipped on purpose",
         )
     ]
+    if not summary.synced + summary.rejected + summary.skipped:
+        guidance = (
+            "Check that the benchmark runner writes to it." if not bridge.config.files.several else "Check that the runners write to them."
+        )
+        findings = [Finding("warning", "results", f"{whole} {'have' if bridge.config.files.several else 'has'} no results yet", guidance)]
     reasons = [f"{code} ({count})" for code, count in sorted(summary.reasons.items(), key=lambda item: -item[1])]
     if summary.rejected:
         findings.append(Finding("warning", "results", "not sent: " + ", ".join(reasons), "docs/reasons.md says what to do about each."))

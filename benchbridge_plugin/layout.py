@@ -108,6 +108,14 @@ def _cast(expression: str, kind: str) -> str:
     return f"CASE WHEN {cast} = TRY_CAST({expression} AS DOUBLE) THEN {cast} END" if kind == "BIGINT" else cast
 
 
+def _figure(expression: str, kind: str) -> str:
+    """A figure in a column that is no number's: what is said there and is no number is NaN, which is left out with a remark. NULL would say nothing."""
+    if _NUMBER.fullmatch(kind):
+        return expression
+    number = f"TRY_CAST({expression} AS DOUBLE)"
+    return f"CASE WHEN {number} IS NULL AND CAST({expression} AS VARCHAR) <> '' THEN CAST('NaN' AS DOUBLE) ELSE {number} END"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How to read one benchmark database: `SELECT {columns} FROM {tables}`, with the result id available as `{id_column}` of type `id_type`.
@@ -123,6 +131,7 @@ class Layout:
     tables: str
     results_table: str
     roles: Mapping[str, str]  # role -> "table.column", for people
+    unread: Sequence[str]  # columns of the results' table that nothing is read of, for people
 
 
 def quoted(name: str) -> str:
@@ -271,7 +280,7 @@ def detect(
 
     for role, column in figures.items():
         if column is not None:
-            expressions[role] = f"r.{quoted(column)}"
+            expressions[role] = _figure(f"r.{quoted(column)}", catalogue[tables[_RESULTS]][column])
             origin[role] = called(_RESULTS, column)
     for role in ("batch_size", "sequence_length", "precision"):
         take(role, "r", _RESULTS, [role])
@@ -295,6 +304,7 @@ def detect(
         f"{_cast(expressions[role], kind)} AS {role}" if role in expressions else f"CAST(NULL AS {kind}) AS {role}"
         for role, kind in ROLES.items()
     )
+    asked = "\n".join((projection, origins, settings, *joins))
     id_column, id_type = f"r.{quoted(result_id)}", catalogue[tables[_RESULTS]][result_id]
     if not _RANGED.fullmatch(id_type):
         id_column, id_type = as_text(id_column), "VARCHAR"
@@ -307,6 +317,7 @@ def detect(
         tables="\n".join(joins),
         results_table=name_of(_RESULTS),
         roles={role: column for role, column in origin.items() if role in ROLES},
+        unread=[column for column in catalogue[tables[_RESULTS]] if f"r.{quoted(column)}" not in asked],
     )
 
 

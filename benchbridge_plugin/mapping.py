@@ -274,7 +274,7 @@ _VERDICT = f"""unhex(key_hex) AS key,
                 WHEN 'batch_size_invalid' THEN 'The batch size is ' || batch_meant || '; it must be 1 or more.'
                 WHEN 'sequence_length_invalid' THEN 'The sequence length is ' || length_meant || '; it must be 1 or more.'
                 WHEN 'figure_negative' THEN 'A figure is negative (throughput, latency or memory).'
-                WHEN 'figure_missing' THEN 'The result has no usable figure (throughput, latency and memory are null, NaN or infinite).'
+                WHEN 'figure_missing' THEN 'The result has no usable figure (throughput, latency and memory are null, NaN, infinite or no numbers).'
            END AS reason,
            CAST(quality AS BIGINT) AS quality"""
 _EXTRAS = f"""CASE WHEN more_extras IS NULL THEN {_KEPT.format(strict="strict", extras="extras")}

@@ -104,7 +104,7 @@ class Quality(IntFlag):
     BATCH_SIZE_ASSUMED = 4
     FIGURES_DISAGREE = 8  # latency and batch size / throughput differ by more than 5 %
     TIME_UNKNOWN = 16
-    NON_FINITE_DROPPED = 32  # a NaN or infinite figure became null
+    NON_FINITE_DROPPED = 32  # a NaN or infinite figure, or a text that is no number, became null
     EXTRAS_UNREADABLE = 64  # metrics or metadata is not JSON
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+    from benchbridge_plugin.doctor import Finding
     from benchbridge_plugin.model import RunSummary
     from benchbridge_plugin.verification import Verification
 
 _WIDEST_VALUE = 60
+_NARROWEST = 30  # columns for a sentence: on a narrower terminal it is left to wrap as it does
 
 
 def print_summary(summary: RunSummary, bridge: BenchmarkPredictivePerformanceBridge, source: str | None) -> None:
@@ -169,6 +172,24 @@ def count_of(number: int, what: str) -> str:
 
 def _some(names: Any) -> str:
     return f"  ({', '.join(plain(name) for name in names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+
+
+def print_findings(findings: Iterable[Finding], *, width: int | None) -> None:
+    """A line for each finding of the doctor, and below it what to do. On a terminal, which has a width, long ones go on below their beginning."""
+    for finding in findings:
+        start = f"{finding.level:<7}  {finding.part:<14}  "
+        for text, first in ((finding.message, start), (finding.guidance, " " * (len(start) + 2))):
+            if text:
+                click.echo(_hung(plain(text), first, width))
+
+
+def _hung(text: str, first: str, width: int | None) -> str:
+    """The text behind `first`, in lines of `width` that begin where it began; words are never broken, so that paths can be copied."""
+    if width is None or width < len(first) + _NARROWEST:
+        return first + text
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False, break_on_hyphens=False
+    )
 
 
 def plain(text: str) -> str:

@@ -113,7 +113,7 @@ def render(report: Mapping[str, Any], kind: str) -> str:
     if kind == "text":
         return _document(report, markdown=False)
     if kind == "html":
-        return page_of(report)
+        return page_of(report, why_it_failed(report["sync_history"]))
     raise ConfigError(f"There is no report format {kind!r}.", guidance=f"Choose one of: {', '.join(FORMATS)}.", format=kind)
 
 
@@ -268,7 +268,16 @@ def _document(report: Mapping[str, Any], *, markdown: bool) -> str:
         ]
         headers = ["run", *(["file"] if several else []), "kind", "state", "started", "synced", "refused", "to be retried"]
         parts += [heading("Last runs"), table(headers, runs, markdown=markdown)]
+        parts += [_cell(failed, markdown, _WIDEST_LAST_CELL)] if (failed := why_it_failed(report["sync_history"])) else []
     return "\n\n".join(parts) + "\n"
+
+
+def why_it_failed(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Why the newest run failed, and what to do; nothing where it did not."""
+    newest = runs[0] if runs else {}
+    if newest.get("state") != "failed":
+        return ""
+    return f"Run {newest['run_id']} failed: {newest.get('message', '')} {newest.get('guidance') or ''}".strip()
 
 
 def _predictions_table(groups: Sequence[Mapping[str, Any]], *, markdown: bool) -> str:

@@ -169,7 +169,7 @@ class SyncEngine:
                 state = "stopped" if stopping() else "partial" if tally.failed else "succeeded"
                 ended = self._summarise(summary, tally, state=state)
             except BridgeError as error:
-                _logger.warning("sync run %d ended early: %s", summary.run_id, error.message)
+                _logger.warning("sync run %d ended early: %s", summary.run_id, f"{error.message} {error.guidance}".strip())
                 ended = self._summarise(summary, tally, state="failed", error=error)
             except BaseException as error:
                 self._ledger.runs.finish(

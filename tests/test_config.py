@@ -311,6 +311,16 @@ def test_a_misspelt_section_is_not_taken_for_somebody_elses(tmp_path: Path) -> N
     assert caught.value.guidance == f"Did you mean {SECTION}?"
 
 
+@pytest.mark.parametrize("document", [{"benchmark_db_path": "x.duckdb"}, {"something_else": {}}, {}])
+def test_a_file_that_is_named_has_to_have_our_section(document: dict[str, Any], tmp_path: Path) -> None:
+    """Settings beside the section would be somebody else's, and ours the defaults: nobody would be told."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"c.json has no section {SECTION}, so it sets nothing here") as caught:
+        load(path)
+    assert SECTION in caught.value.guidance
+
+
 def test_a_url_without_secrets_is_shown_as_it_is() -> None:
     """Nothing is rewritten that needs no hiding."""
     for url in ("http://localhost:8080", "sqlite:////tmp/a b.sqlite?mode=ro", "ledger.sqlite", "http://user@host/?q=%20"):

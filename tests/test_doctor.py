@@ -18,6 +18,7 @@ from benchbridge_plugin.cli import bridge as group
 from benchbridge_plugin.config import BridgeConfig, load
 from benchbridge_plugin.doctor import Finding, examine
 from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.printing import print_findings
 from tests.kit.base_contract import BaseContractServer
 from tests.kit.layouts import build
 
@@ -38,6 +39,15 @@ def database(tmp_path: Path, sample: Path) -> Path:
 def api() -> Iterator[BaseContractServer]:
     with BaseContractServer() as server:
         yield server
+
+
+def rewritten(database: Path, results: str) -> None:
+    """The table of results made anew from this statement."""
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(f"CREATE TABLE kept AS {results}")
+        connection.execute("DROP TABLE IF EXISTS performance_batch_results")
+        connection.execute("DROP TABLE performance_results")
+        connection.execute("ALTER TABLE kept RENAME TO performance_results")
 
 
 def look(database: Path, api: BaseContractServer, **settings: Any) -> dict[str, list[Finding]]:
@@ -183,20 +193,36 @@ def test_a_missing_column_is_a_warning_with_the_setting_that_helps(tmp_path: Pat
 
 def test_a_file_whose_speeds_were_renamed_is_a_warning(database: Path, api: BaseContractServer) -> None:
     """Memory is still sent, so no sync would fail; also when it is one file of several."""
-    with duckdb.connect(str(database)) as connection:
-        connection.execute(
-            "CREATE TABLE kept AS SELECT * RENAME (throughput_items_per_second AS tput, average_latency_ms AS lat) FROM performance_results"
-        )
-        connection.execute("DROP TABLE IF EXISTS performance_batch_results")
-        connection.execute("DROP TABLE performance_results")
-        connection.execute("ALTER TABLE kept RENAME TO performance_results")
+    rewritten(database, "SELECT * RENAME (throughput_items_per_second AS tput, average_latency_ms AS lat) FROM performance_results")
     (warning,) = look(database, api)["benchmark db"][1:]
     assert (warning.level, warning.message) == (
         "warning",
-        "it has no column for throughput or latency that is known; memory is all that is sent",
+        "it has no column for throughput or latency that is known; memory is all that is sent; the columns that nothing is read of are "
+        "total_time_seconds, lat, tput, iterations, warmup_iterations",
     )
     _, warning = look(database.parent / "*.duckdb", api)["benchmark db"]
     assert warning.message.startswith("bench has no column for throughput or latency")
+
+
+@pytest.mark.parametrize(("column", "lacking"), [("throughput_items_per_second", "throughput"), ("average_latency_ms", "latency")])
+def test_a_file_with_one_speed_renamed_is_a_warning_with_the_columns_to_look_at(
+    database: Path, api: BaseContractServer, column: str, lacking: str
+) -> None:
+    """Results would be sent without it, and nobody would notice."""
+    rewritten(database, f"SELECT * RENAME ({column} AS renamed) FROM performance_results")
+    (warning,) = look(database, api)["benchmark db"][1:]
+    assert warning.message.startswith(f"it has no column for {lacking} that is known; results are sent without {lacking}; the columns")
+    assert "renamed" in warning.message
+    _, warning = look(database.parent / "*.duckdb", api)["benchmark db"]
+    assert warning.message == f"bench has no column for {lacking} that is known; results are sent without {lacking}"
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("bench.duckdb", "the whole file has"), ("*.duckdb", "all files have")])
+def test_a_file_without_results_is_a_warning(database: Path, api: BaseContractServer, pattern: str, said: str) -> None:
+    """It may be the wrong one, or nobody has written to it yet."""
+    rewritten(database, "FROM performance_results LIMIT 0")
+    (found,) = look(database.parent / pattern, api)["results"]
+    assert (found.level, found.message) == ("warning", f"{said} no results yet")
 
 
 def test_plain_sources_without_lookup_are_warned_about(database: Path, api: BaseContractServer) -> None:
@@ -234,3 +260,18 @@ def test_the_command_has_the_exit_code_of_the_first_fault(
 def test_the_defaults_are_examined_when_nothing_is_configured() -> None:
     """`load` without a file gives what the doctor then looks at."""
     assert load().benchmark_db_path == "benchmark_db.duckdb"
+
+
+def test_findings_are_told_in_lines_of_the_terminals_width(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each goes on below where it began; a path stays whole. Where there is no terminal, or a narrow one, a finding is one line."""
+    path = f"/data/{'x' * 70}/bench.duckdb"
+    findings = [Finding("error", "benchmark db", f"{path} is {'not ' * 30}there.", "Set benchmark_db_path " + "to the file " * 8)]
+    print_findings(findings, width=80)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["error", "benchmark", "db"] or path in lines[0]
+    assert all(len(line) <= 80 for line in lines if path not in line)
+    assert sum(path in line for line in lines) == 1
+    assert {len(line) - len(line.lstrip()) for line in lines[1:]} == {25, 27}
+    for width in (None, 40):
+        print_findings(findings, width=width)
+        assert len(capsys.readouterr().out.splitlines()) == 2

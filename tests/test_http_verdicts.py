@@ -123,6 +123,10 @@ def failing(error: Exception) -> Reply | NotSent | NoAnswer:
         ("('Connection aborted.', RemoteDisconnected('Remote end closed connection without response'))", "remote end closed connection"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1006)", "certificate verify failed"),
         ("CONNECTION REFUSED", "connection refused"),
+        (
+            "SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number')",
+            "what is there does not speak TLS (is it http, not https?)",
+        ),
         ("something   quite\nelse", "ConnectionError: something quite else"),
         ("x" * 900, "ConnectionError: " + "x" * 183),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from datetime import datetime
 from pathlib import Path
@@ -321,6 +322,20 @@ def test_a_whole_number_is_read_where_one_stands_and_never_rounded(kind: str, sa
         f"INSERT INTO performance_results VALUES (1, 'm', 'cpu', 2, {said})",
     )
     assert [row["batch_size"] for row in rows_of(path)] == [read]
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [("'12.5'", 12.5), ("'12.5 ms'", math.nan), ("'1,250'", math.nan), ("'n/a'", math.nan), ("''", None), ("NULL", None)]
+)
+def test_a_figure_in_a_text_column_that_is_no_number_is_not_taken_for_none(said: str, read: float | None, tmp_path: Path) -> None:
+    """It is NaN, as a runner writes it that has divided by zero: left out with a remark, or refused where it is the only one."""
+    path = tmp_path / "flat.duckdb"
+    run(
+        path,
+        "CREATE TABLE performance_results (id INTEGER, model_name VARCHAR, hardware_type VARCHAR, latency_ms VARCHAR, memory_mb DOUBLE)",
+        f"INSERT INTO performance_results VALUES (1, 'm', 'cpu', {said}, 2)",
+    )
+    assert [row["latency_ms"] for row in rows_of(path)] == [pytest.approx(read, nan_ok=True)]
 
 
 @pytest.mark.parametrize("rest", ["NOT NULL", "UNIQUE", "CHECK (batch_size > 0)", ""])

@@ -182,6 +182,18 @@ def test_the_source_and_the_note_are_shown_with_care(report: dict[str, Any]) -> 
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("kind", ["text", "markdown", "html"])
+def test_a_run_that_failed_is_shown_with_what_to_do_until_one_does_not(kind: str, report: dict[str, Any]) -> None:
+    """Who looks at the report need not look for the log."""
+    newest = report["sync_history"][0]
+    failed = {**newest, "run_id": 9, "state": "failed", "message": "The API refuses the key\n## Forged <b>.", "guidance": "Set api_key."}
+    text = render({**report, "sync_history": [failed, newest]}, kind)
+    assert re.search(r"Run 9 failed: The API refuses the key.*Set api_key\.", text, re.DOTALL)
+    assert "<b>" not in text or kind == "text"
+    assert "## Forged" not in text.splitlines() or kind == "html"
+    assert "failed:" not in render({**report, "sync_history": [newest, failed]}, kind)
+
+
 def test_many_models_are_cut_short_with_a_word_about_it(report: dict[str, Any]) -> None:
     """The page stays a page."""
     text = render(with_coverage(report, *(f"model-{number:03}" for number in range(100))), "text")

@@ -321,6 +321,8 @@ _BEFORE_SENDING = (
 def _cause(error: BaseException) -> str:
     """The innermost reason as a short sentence, without object addresses."""
     text = str(error)
+    if "wrong_version_number" in text.lower():
+        return "what is there does not speak TLS (is it http, not https?)"
     for mark in (
         "Connection refused",
         "Name or service not known",

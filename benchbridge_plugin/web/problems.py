@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
 from benchbridge_plugin.errors import BridgeError, ConfigError
@@ -28,11 +28,13 @@ def problem(
 
 
 def key_needed() -> Response:
+    """Of the key nothing is said but whether one was sent at all."""
+    given = HEADER in request.headers or "Authorization" in request.headers
     return problem(
         401,
         "key_needed",
-        "This route needs the API key of the bridge.",
-        guidance=f"Send it in the header {HEADER}; the server's operator has it.",
+        "The key that was sent is not the bridge's." if given else "This route needs the API key of the bridge.",
+        guidance=f"Send it in the header {HEADER}; the server's operator has it (bridge_api_key, or a file beside the ledger).",
         headers={"WWW-Authenticate": 'Bearer realm="benchbridge"'},
     )
 

@@ -57,6 +57,20 @@ def test_fifty_attempts_at_every_route_there_is(host: Host) -> None:
         assert {friend.open(path, method=method).status_code for _ in range(10)}.isdisjoint({401, 403, 500}), (method, path)
 
 
+@pytest.mark.parametrize("headers", [{"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}])
+def test_a_wrong_key_is_told_from_none_and_nothing_else(host: Host, headers: dict[str, str]) -> None:
+    """Who has mistyped it need not look for the header."""
+    answers = host.stranger.get("/api/bridge/status"), host.stranger.get("/api/bridge/status", headers=headers)
+    for answer in answers:
+        assert_problem(answer, 401, "key_needed")
+    none, wrong = (answer.json for answer in answers)
+    assert (none["detail"], wrong["detail"]) == (
+        "This route needs the API key of the bridge.",
+        "The key that was sent is not the bridge's.",
+    )
+    assert {**none, "detail": ""} == {**wrong, "detail": ""}
+
+
 @pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"bearer   {KEY}"}])
 def test_the_key_is_taken_from_its_header_or_as_a_bearer_token(host: Host, headers: dict[str, str]) -> None:
     """Both ways that clients know."""
