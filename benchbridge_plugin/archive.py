@@ -15,7 +15,10 @@ _REASONS_SHOWN = 200
 
 
 def page_of(report: Mapping[str, Any], failed: str) -> str:
-    """The report (see report.build) as an HTML document; `failed` says why the newest run did, if so. Everything in it is escaped; it has no script and asks for nothing."""
+    """The report (see report.build) as an HTML document; `failed` says why the newest run did, if so.
+
+    Everything in it is escaped; it has no script and asks for nothing.
+    """
     from benchbridge_plugin.templating import environment  # only who wants this pays for it
 
     models, hardware = list(report["model_coverage"].items()), list(report["hardware_coverage"])

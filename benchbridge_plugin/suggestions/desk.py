@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 _MOST_KEPT = 16  # files
 _REST = 10  # times as long as reading took, for who does not need the newest: a file that changes all the time costs a tenth of the time
-_AT_ONCE_S = 0.1  # that somebody waits who could have an older answer
+_AT_ONCE_S = 0.1  # that somebody waits who could have an older answer, or looks again while the file is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class Desk:
         self._begun: dict[int, Future[_Kept]] = {}
 
     def ask(self, file: File, *, patience_s: float | None = None, newest: bool = True) -> Answer | None:
-        """The suggestions of the file as it is now; with `newest=False` as it was not long ago.
+        """The suggestions of the file as it is now; with `newest=False` as it was not long ago, and without waiting
+        for what somebody else has begun.
 
         What cannot be had within `patience_s` (None: however long it takes) is an older answer with a note, or None. Raises SourceError and LedgerError
         when there is no answer at all.
@@ -84,9 +85,11 @@ class Desk:
         if kept is not None and (kept.state == state or not (newest or self._clock() > kept.ended + _REST * kept.took_s)):
             return kept.answer
         patience_s = patience_s if newest or kept is None else _AT_ONCE_S
-        deadline = None if patience_s is None else time.monotonic() + patience_s
         try:
             future, joined = self._begin(file)
+            if joined and not newest:  # who began it has waited already
+                patience_s = _AT_ONCE_S
+            deadline = None if patience_s is None else time.monotonic() + patience_s
             read = _result(future, deadline)
             if joined and newest and read.state != state:  # it had begun before we asked; the next one begins after that
                 read = _result(self._begin(file)[0], deadline)

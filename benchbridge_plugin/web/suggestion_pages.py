@@ -18,7 +18,7 @@ from benchbridge_plugin.web.drawing import page
 _SHOWN_EACH = 10
 _SHOWN = 100
 _IDS_SHOWN = 4
-_PATIENCE_S = 0.2  # that a page waits for a file that was never read: it says so, and offers to look again
+_PATIENCE_S = 1.5  # that a page waits for a file that was never read; then it says so, and offers to look again
 _TITLES = {
     "lower_precision": "A lower precision was faster",
     "larger_batch": "A larger batch was measured to do much more",

@@ -99,6 +99,23 @@ def test_who_does_not_wait_gets_what_there_was_and_is_told_so(bench: Bench, read
     assert len(bench.suggest()) == 2
 
 
+def test_who_looks_again_while_the_file_is_read_is_told_at_once(bench: Bench, readings: Readings) -> None:
+    """The first has waited; all others would stand in a queue with it."""
+    two_precisions(bench)
+    parts = bench.bridge._workshop.parts()
+    desk = Desk(threading.Event())
+    file = parts.evidence_of(parts.roster().feeds[0])
+    readings.go.clear()
+    assert desk.ask(file, newest=False, patience_s=0.01) is None
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(desk.ask, file, newest=False)
+        try:
+            assert again.result(30) is None
+        finally:
+            readings.go.set()
+    assert desk.ask(file) is not None
+
+
 def test_a_file_that_changes_all_the_time_costs_a_tenth_of_the_time(bench: Bench, readings: Readings) -> None:
     """Who does not need the newest has an answer again for ten times as long as it took to read."""
     two_precisions(bench)
