@@ -22,6 +22,7 @@ from benchbridge_plugin.rehearsal import Refused, Rehearsal
 
 _ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
 _SPEEDS: Mapping[str, str] = {"throughput": "throughput", "latency_ms": "latency"}
+_LOSSES = {"non_finite_dropped", "extras_unreadable", "figures_disagree"}  # remarks that tell of more than an assumption
 _CLOCKS_APART_S = 60.0
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
 
@@ -271,6 +272,11 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     reasons = [f"{code} ({count})" for code, count in sorted(summary.reasons.items(), key=lambda item: -item[1])]
     if summary.rejected:
         findings.append(Finding("warning", "results", "not sent: " + ", ".join(reasons), "docs/reasons.md says what to do about each."))
+    if summary.quality:
+        remarks = ", ".join(f"{name} ({count})" for name, count in sorted(summary.quality.items(), key=lambda item: -item[1]))
+        lost = _LOSSES & summary.quality.keys()
+        guidance = "docs/reasons.md says what each means." if lost else ""
+        findings.append(Finding("warning" if lost else "ok", "results", f"with a remark: {remarks}", guidance))
     return findings + [_example(one) for part in _parts(summary) for one in part.refused_examples]
 
 

@@ -225,6 +225,19 @@ def test_a_file_without_results_is_a_warning(database: Path, api: BaseContractSe
     assert (found.level, found.message) == ("warning", f"{said} no results yet")
 
 
+def test_figures_that_are_no_numbers_are_a_warning_and_assumptions_are_not(database: Path, api: BaseContractServer) -> None:
+    """A unit in the column, and every throughput would be left out of what is sent."""
+    rewritten(database, "SELECT * REPLACE (NULL::JSON AS metrics) FROM performance_results")
+    (assumed,) = (finding for finding in look(database, api)["results"] if "remark" in finding.message)
+    assert (assumed.level, assumed.message.startswith("with a remark: sequence_length_assumed (")) == ("ok", True)
+    rewritten(
+        database,
+        "SELECT * REPLACE (throughput_items_per_second::VARCHAR || ' it/s' AS throughput_items_per_second) FROM performance_results",
+    )
+    (dropped,) = (finding for finding in look(database, api)["results"] if "remark" in finding.message)
+    assert (dropped.level, "non_finite_dropped (22)" in dropped.message) == ("warning", True)
+
+
 def test_plain_sources_without_lookup_are_warned_about(database: Path, api: BaseContractServer) -> None:
     """A server that cannot be asked leaves results in doubt."""
     found = look(database, api, measurement_source="plain")["predictive API"]
