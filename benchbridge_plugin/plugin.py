@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
+    from benchbridge_plugin.config import BridgeConfig
 
 PROJECT = "unified_api_server"
 EXTENSION = "benchbridge"
@@ -48,7 +49,7 @@ def init_app(app: Flask, config: Mapping[str, Any] | None = None) -> None:
             raise ConfigError(
                 f"The section {SECTION} must be a JSON object, not {type(section).__name__}.", guidance='Begin with: {"enabled": true}.'
             )
-        settings = from_mapping(_with_environment(section), where=where)
+        settings = from_mapping(_said(section), base=_of_environment(section), where=where)
         if not settings.enabled:  # off, said in a way that only the config knows, such as "False"
             return
         bridge = _build(app, settings)
@@ -179,10 +180,17 @@ def _strict(section: object) -> bool:
     return str(said).strip().lower() in ("true", "1", "yes", "on")
 
 
-def _with_environment(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment under the host's config, as the precedence says. A null in the host's config leaves room for a secret of the environment."""
+def _said(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A null in the host's config says nothing: it leaves room for a secret of the environment."""
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _of_environment(section: Mapping[str, Any]) -> BridgeConfig:
+    """What the environment says that the section does not, which comes before it."""
     import os
 
-    from benchbridge_plugin.config import from_environment
+    from benchbridge_plugin.config import from_environment, from_mapping
 
-    return {**from_environment(os.environ), **{key: value for key, value in section.items() if value is not None}}
+    said = _said(section)
+    others = {key: value for key, value in from_environment(os.environ).items() if key not in said}
+    return from_mapping(others, where="environment", whole=False)

@@ -231,6 +231,16 @@ def test_a_wrong_environment_is_said_in_the_same_way(make_app: MakeApp, section:
     assert "BENCHBRIDGE_API_KEY" in answer.json["guidance"]
 
 
+def test_a_wrong_value_is_looked_for_where_it_stands(make_app: MakeApp, section: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment or in the section; one of the environment that the section overrides does no harm."""
+    monkeypatch.setenv("BENCHBRIDGE_SYNC_LIMIT", "many")
+    answer: Any = make_app(section).test_client().get("/api/bridge/status")
+    assert (answer.status_code, "sync_limit in environment" in answer.json["detail"]) == (503, True)
+    assert bridge_of(make_app({**section, "sync_limit": 9})).config.sync_limit == 9
+    answer = make_app({**section, "sync_limit": "more"}).test_client().get("/api/bridge/status")
+    assert f"sync_limit in section {SECTION}" in answer.json["detail"]
+
+
 def test_the_environment_gives_what_the_section_leaves_null(
     make_app: MakeApp, section: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
