@@ -98,7 +98,9 @@ def test_a_measurement_is_answered_pending_and_stored_without_the_fields_the_con
     assert row["measurement_source"] == "benchmark:k1"
     assert (row["sequence_length"], row["mode"], row["memory_usage"]) == (128, "inference", None)
     assert not {"measured_at", "source_ref", "source"} & row.keys()
-    assert server.requests == {RECORD: 1, TASK: 1}
+    assert server.requests[RECORD] == 1
+    assert server.requests[TASK] >= 1, "a machine under load has not stored it when it is first asked"
+    assert server.requests.keys() == {RECORD, TASK}
 
 
 def test_the_same_measurement_is_stored_each_time_it_is_sent_and_only_the_number_tells_the_rows_apart(

@@ -204,11 +204,11 @@ def _device_lines(rows: Rows, left: Floats) -> dict[str, list[float]]:
 
 def _robust(x: Floats, y: Floats, penalty: Floats) -> Floats:
     """A ridge in which a row that is far off counts for less (Huber's weights): of ten rows one odd model would move a device by a fifth."""
-    found = np.zeros(x.shape[1])
+    found: Floats = np.zeros(x.shape[1])
     off = np.abs(y - np.median(y))
     for _ in range(_STEPS):
         weighted = x.T * (_FAR_OFF / np.maximum(off, _FAR_OFF))
-        found = np.linalg.solve(weighted @ x + penalty, weighted @ y)
+        found = np.asarray(np.linalg.solve(weighted @ x + penalty, weighted @ y), np.float64)
         off = np.abs(y - x @ found)
     return found
 
