@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -340,7 +339,7 @@ def compare(
     returned: list[tuple[str, bytes]] = []
     withdrawn: list[str] = []
     present: list[pa.ChunkedArray] = []
-    with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as joins:
+    with mapper.beside() as joins:
         for rows in source.slices(layout, ids, wait=wait):
             seen = mapper.classify(rows, cutoff_us=cutoff_us, model=model)
             known = KNOWN_SCHEMA.empty_table() if first_time else ledger.comparisons.known(source_id, seen.column("result_id").to_pylist())

@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 from unified_server import create_app, shutdown, startup
 from unified_server.predictive.service import PredictivePerformance
 from werkzeug.serving import make_server
@@ -62,10 +63,31 @@ _FILLED: dict[int, bytes] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ledger", choices=ledgers.KINDS, default="sqlite", help="what the engine's tests keep their ledgers in")
+    parser.addoption("--every-case", action="store_true", help="all cases of the tests that are marked as sampled")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     ledgers.kind = config.getoption("--ledger")
+    settings.register_profile("any machine", deadline=None)  # how long an example takes says more of the machine than of the code
+    settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test marked sampled(n) the first case, every n-th after it and the last stay."""
+    if config.getoption("--every-case"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for group in cases.values():
+        marker = group[0].get_closest_marker("sampled")
+        assert marker is not None
+        left_out |= set(group) - {*group[:: marker.args[0]], group[-1]}
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 class Clock:

@@ -184,6 +184,7 @@ def test_a_delivered_result_whose_id_is_repeated_later_is_withdrawn_until_it_is_
     assert service.recorded == 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("id_type", "ids"),
     [
@@ -339,6 +340,7 @@ def test_comparing_changes_nothing(world: World) -> None:
     assert (world.rows(), world.accounting) == before
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layout", ["V1", "V4", "V7", "V9", "V12"])
 def test_every_layout_is_compared_in_slices_and_found_unchanged_afterwards(
     world: World, service: PredictivePerformance, layout: str, monkeypatch: pytest.MonkeyPatch

@@ -150,8 +150,9 @@ def test_within_a_window_priority_models_come_first_and_then_the_oldest(world: W
     world.follow(priority_models=("vit",))
     now = datetime.fromtimestamp(clock(), UTC)
     when = {number: now - timedelta(minutes=(number * 7) % 22) for number in range(1, 23)}
-    for number, created_at in when.items():
-        world.database.insert(result_id=number, created_at=created_at, model="vit" if number % 5 == 0 else "gpt2")
+    with world.database.kept_open():
+        for number, created_at in when.items():
+            world.database.insert(result_id=number, created_at=created_at, model="vit" if number % 5 == 0 else "gpt2")
     world.sync(policy={"batch_size": batch_size})
     expected: list[list[str]] = []
     held: list[int] = []
@@ -178,6 +179,7 @@ def test_a_batch_larger_than_a_window_is_sent_as_it_was_read(world: World, sink:
     assert sink.batches[0] == [str(number) for number in range(1, 13)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     "request_", [{}, {"model": "vit"}, {"days": 30}, {"days": 30, "model": "vit"}, {"model": "no such model"}], ids=str
@@ -185,15 +187,16 @@ def test_a_batch_larger_than_a_window_is_sent_as_it_was_read(world: World, sink:
 def test_the_counts_after_the_pass_are_those_of_a_comparison(world: World, sink: Quick, clock: Clock, request_: dict[str, Any]) -> None:
     """Skipped ones by reason, refused ones, other models, what is too old; and the next sync of everything sends the rest."""
     now = datetime.fromtimestamp(clock(), UTC)
-    for number in range(1, 25):
-        world.database.insert(
-            result_id=number,
-            model="vit" if number % 3 else "gpt2",
-            hardware="tpu" if number % 11 == 0 else "cuda",
-            created_at=now - timedelta(days=40 if number % 4 == 0 else 2),
-            run="bad" if number % 6 == 1 else None,
-            success=number % 6 != 1,
-        )
+    with world.database.kept_open():
+        for number in range(1, 25):
+            world.database.insert(
+                result_id=number,
+                model="vit" if number % 3 else "gpt2",
+                hardware="tpu" if number % 11 == 0 else "cuda",
+                created_at=now - timedelta(days=40 if number % 4 == 0 else 2),
+                run="bad" if number % 6 == 1 else None,
+                success=number % 6 != 1,
+            )
     world.database.execute("UPDATE performance_results SET metrics = '{\"is_simulated\": true}' WHERE result_id IN (2, 13)")
     world.sync(policy={"batch_size": BATCH}, **request_)
     skips = dict(world.accounting.skipped_by_reason)
@@ -268,6 +271,7 @@ CHANGES: Mapping[str, Callable[[World], object]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_row_that_is_written_while_the_pass_runs_is_found_by_it_or_by_the_next_run(world: World, sink: Quick, change: str) -> None:
@@ -357,6 +361,7 @@ DEATHS: Mapping[str, Callable[[Mortal], None]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("point", DEATHS)
 def test_a_process_that_dies_in_a_pass_is_followed_by_one_that_completes_it(world: World, sink: Quick, point: str) -> None:

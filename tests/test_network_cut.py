@@ -23,6 +23,7 @@ def network(server: BaseContractServer) -> Iterator[CuttableNetwork]:
         yield made
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("cut", Cut)
 @pytest.mark.parametrize("after", [0, 25, RESULTS - 1])
 def test_a_cut_in_the_middle_of_a_run_costs_nothing(

@@ -315,6 +315,7 @@ POINTS: dict[str, Callable[[Mortal], None]] = {
 OF_KNOWN = ["after its first claim", "after its second claim", "after sending", "before it gives the part back"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("point", "known"),
     [

@@ -450,6 +450,7 @@ def number_rows(path: Path, kind: str, value: str, rows: int) -> None:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "value"),
     [

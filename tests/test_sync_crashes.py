@@ -137,6 +137,7 @@ def finish(world: World, target: Target) -> None:
     assert len(names) == ROWS
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("point", POINTS)
 def test_a_process_that_dies_at_any_step_is_followed_by_one_that_finishes(world: World, sink: Target, point: str) -> None:
     """Nothing is lost, nothing is sent twice, and the accounts are right at every moment."""

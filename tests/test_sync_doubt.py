@@ -160,6 +160,7 @@ def test_a_retry_after_holds_for_a_row_that_was_in_doubt(
     assert server.requests[RECORD] == 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.label)
 def test_every_fault_ends_with_exactly_one_measurement(
     world: World, server: BaseContractServer, http_sink: MakeSink, clock: Clock, fault: Fault

@@ -103,6 +103,7 @@ def test_a_file_that_cannot_be_used_is_told_and_leaves_no_ledger(run: Run, workp
     assert sorted(workplace.iterdir()) == before
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "sqlite"])
 def test_a_file_that_breaks_later_is_told_in_the_run(run: Run, to_api: list[str], database: Path, sample: Path, kind: str) -> None:
     """With a ledger beside it the run is recorded as failed; exit code and sentence are the same, and the report still has its figures."""

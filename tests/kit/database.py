@@ -100,18 +100,37 @@ def open_for_writing(
             time.sleep(draws.uniform(0.005, 0.020))
 
 
+#: The V1 file without rows, as bytes: writing them is quicker than making it again.
+_EMPTY: list[bytes] = []
+
+
 class BenchmarkDatabase:
-    """The V1 file at `path`, made empty when it is missing. Every call opens it read-write and closes it again.
+    """The V1 file at `path`, made empty when it is missing. Every call opens it read-write and closes it again, but for those within `kept_open()`.
 
     Calls wait up to 10 s for another process that holds the file. Not for use from several threads at once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.exists():
+        self._kept: duckdb.DuckDBPyConnection | None = None
+        if path.exists():
+            return
+        if not _EMPTY:
             with self._open() as connection:
                 for table in SCHEMAS["V1"].tables:
                     connection.execute(table)
+            _EMPTY.append(path.read_bytes())
+        path.write_bytes(_EMPTY[0])
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """For many calls in a row, with nobody else at the file: opening it takes longer than all else."""
+        with self._open() as connection:
+            self._kept = connection
+            try:
+                yield
+            finally:
+                self._kept = None
 
     def insert(self, **values: Unpack[ResultValues]) -> int:
         """Adds a result, and the model, hardware and run it names unless they are there; returns its result_id."""
@@ -160,6 +179,9 @@ class BenchmarkDatabase:
 
     @contextmanager
     def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        if self._kept is not None:
+            yield self._kept
+            return
         connection = open_for_writing(self.path).connection
         try:
             yield connection

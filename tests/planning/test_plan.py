@@ -59,12 +59,12 @@ def within(factor: Callable[[dict[str, Any]], float | None]) -> Predict:
 def database(tmp_path: Path) -> BenchmarkDatabase:
     """Two models on an H100 at two batch sizes, and one of them on an RTX 4090."""
     made = BenchmarkDatabase(tmp_path / "bench.duckdb")
-    for model in ("bert", "gpt2"):
-        for batch_size in (1, 8):
-            made.insert(
-                model=model, model_family=model, hardware="cuda", device=H100, batch_size=batch_size, precision="fp16", sequence_length=128
-            )
-    made.insert(model="bert", model_family="bert", hardware="gpu", device=RTX, batch_size=8, precision="fp16", sequence_length=128)
+    same: dict[str, Any] = {"precision": "fp16", "sequence_length": 128}
+    with made.kept_open():
+        for model in ("bert", "gpt2"):
+            for batch_size in (1, 8):
+                made.insert(model=model, model_family=model, hardware="cuda", device=H100, batch_size=batch_size, **same)
+        made.insert(model="bert", model_family="bert", hardware="gpu", device=RTX, batch_size=8, **same)
     return made
 
 

@@ -34,7 +34,10 @@ class Bench:
         about: dict[str, Any] = {"created_at": BEGIN + timedelta(days=day), "batch_size": batch, **values}
         if extras is not None:
             about["metrics"] = json.dumps({"sequence_length": 128, **extras})
-        return [str(self.database.insert(**{"throughput": figure, "latency": 1000 * batch / figure, **about})) for figure in throughputs]
+        with self.database.kept_open():
+            return [
+                str(self.database.insert(**{"throughput": figure, "latency": 1000 * batch / figure, **about})) for figure in throughputs
+            ]
 
     def suggest(self, code: str | None = None, **wanted: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.bridge.suggestions(code=code, **wanted)["suggestions"]

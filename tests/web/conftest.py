@@ -47,7 +47,12 @@ class Host:
         return self.app.test_client()
 
     def insert(self, **values: Any) -> int:
-        return BenchmarkDatabase(self.database).insert(**values)
+        return self.insert_all(values)[0]
+
+    def insert_all(self, *results: dict[str, Any]) -> list[int]:
+        database = BenchmarkDatabase(self.database)
+        with database.kept_open():
+            return [database.insert(**values) for values in results]
 
 
 MakeHost = Callable[..., Host]

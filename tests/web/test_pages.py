@@ -99,8 +99,7 @@ def test_the_overview_accounts_for_everything(synced: Host) -> None:
 def test_coverage_shows_the_largest_models_and_says_how_many_more(make_host: MakeHost) -> None:
     """Forty at a time, found by a part of the name: a page must not grow with the file."""
     host = make_host(sync_limit=0)
-    for number in range(45):
-        host.insert(model=f"model-{number:02}")
+    host.insert_all(*({"model": f"model-{number:02}"} for number in range(45)))
     host.bridge.sync(SyncRequest())
     client = signed_in(host)
     first = get(client, "/view/coverage").text
@@ -164,8 +163,7 @@ def test_pause_resume_interval_and_run_now_by_forms(host: Host) -> None:
 
 def test_results_are_paged_and_filtered(synced: Host) -> None:
     """What a form leaves empty is not asked for."""
-    for number in range(50):
-        synced.insert(model=f"more-{number}")
+    synced.insert_all(*({"model": f"more-{number}"} for number in range(50)))
     synced.bridge.sync(SyncRequest())
     client = signed_in(synced)
     first = get(client, "/view/results?state=&model=&hardware=").text

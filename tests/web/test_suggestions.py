@@ -26,9 +26,9 @@ from .test_session import signed_in
 
 def measure(host: Host, *throughputs: float, **values: Any) -> list[int]:
     batch = values.get("batch_size", 8)
-    return [
-        host.insert(**{"throughput": figure, "latency": 1000 * batch / figure, "batch_size": batch, **values}) for figure in throughputs
-    ]
+    return host.insert_all(
+        *({"throughput": figure, "latency": 1000 * batch / figure, "batch_size": batch, **values} for figure in throughputs)
+    )
 
 
 @pytest.fixture(scope="module")
