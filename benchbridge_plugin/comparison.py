@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Comparison, Ledger
 from benchbridge_plugin.ledger.comparisons import KNOWN_SCHEMA
-from benchbridge_plugin.mapping import Mapper
+from benchbridge_plugin.mapping import CLASSIFIED, Mapper
 from benchbridge_plugin.model import BATCH_FIELDS, SinkProfile, State
 from benchbridge_plugin.source import BenchmarkSource
 
+FEW = 2_000  # rows: so many come with the ids, and are sent as they were compared
 _PAGE = 10_000
 _WINDOW = 50_000  # results that a first pass puts in order together
 
@@ -89,6 +90,14 @@ _ORDER = [("priority", "descending"), ("measured_at_us", "ascending"), ("result_
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The few rows that were looked at, for whoever sends them: as they were read and, where the sink was known by then, as a batch for it."""
+
+    rows: pa.Table
+    batch: pa.Table | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a comparison found, and what is to be sent."""
 
@@ -100,6 +109,7 @@ class Plan:
     superseded: Sequence[tuple[str, bytes]]
     returned: Sequence[tuple[str, bytes]]
     withdrawn: Sequence[str]
+    held: Held | None = None
 
 
 @dataclass(slots=True)
@@ -108,6 +118,7 @@ class Census:
 
     layout: Layout
     ids: pa.Array  # of all rows, sorted and unique
+    rows: pa.Table | None  # all of them, where they are few
     signature: str
     scope: str
     provisional: Comparison  # what is known before the first row was read: all that have an id are still to be sent
@@ -139,11 +150,11 @@ class Census:
 def begin_census(source: BenchmarkSource, scope: str) -> Census:
     """Look at the ids of a file that the ledger knows nothing of. Raises SourceError."""
     signature = str(source.signature())
-    layout, found = source.ids()
+    layout, found, rows = source.ids_and_few(FEW)
     missing = found.null_count
     skipped = Counter({"result_id_missing": missing} if missing else {})
     provisional = Comparison(len(found), len(found) - missing, dict(skipped), "", scope, {})
-    return Census(layout, _sorted(found), signature, scope, provisional, total=missing, skipped=skipped)
+    return Census(layout, _sorted(found), rows, signature, scope, provisional, total=missing, skipped=skipped)
 
 
 def first_pass(
@@ -164,7 +175,7 @@ def first_pass(
     """
     held: list[pa.Table] = []
     size = 0
-    for rows in _gathered(source.slices(census.layout, census.ids), max(batch_rows, _WINDOW), stopping):
+    for rows in _gathered(_slices(source, census.layout, census.ids, census.rows), max(batch_rows, _WINDOW), stopping):
         if stopping():
             return
         seen = _without_repeated(mapper.survey(rows, profile, cutoff_us=cutoff_us, model=model))
@@ -183,6 +194,13 @@ def first_pass(
         for start in range(0, size, batch_rows):
             yield _as_new(window.slice(start, batch_rows))
     census.complete = True
+
+
+def _slices(source: BenchmarkSource, layout: Layout, ids: pa.Array, few: pa.Table | None, *, wait: bool = True) -> Iterable[pa.Table]:
+    """All rows; those that came with the ids are not read again."""
+    if few is None:
+        return source.slices(layout, ids, wait=wait)
+    return [few] if len(few) else []
 
 
 def _gathered(slices: Iterable[pa.Table], rows: int, stopping: Callable[[], bool]) -> Iterator[pa.Table]:
@@ -228,6 +246,7 @@ class Found:
     more: Comparison
     ids: pa.Array
     candidates: pa.Table
+    held: Held | None
 
 
 def look(
@@ -239,6 +258,7 @@ def look(
     cutoff_us: int | None,
     scope: str,
     model: str | None = None,
+    profile: SinkProfile | None = None,
     most: int,
 ) -> Found | None:
     """What is new since the last comparison, by id alone, and what is due: as much work as there is new, and one look at all ids.
@@ -259,10 +279,11 @@ def look(
     due = ledger.comparisons.due(source_id, most)
     if len(due) >= most:
         return None
-    rows = mapper.classify(source.read(layout, new.cast(pa.string())), cutoff_us=cutoff_us, model=model)
+    read = source.read(layout, new.cast(pa.string()))
+    rows, held = _looked_at(mapper, read, profile if len(read) <= FEW and not len(due) else None, cutoff_us=cutoff_us, model=model)
     if len(rows) != len(new) or len(ledger.comparisons.known(source_id, rows.column("result_id").to_pylist())):
         return None  # the file changed between the two reads, or the ledger knows more than it has seen
-    census = Census(layout, new, signature, scope, Comparison(0, 0, {}, signature, scope, {}), total=0)
+    census = Census(layout, new, None, signature, scope, Comparison(0, 0, {}, signature, scope, {}), total=0)
     census.add(rows)
     wanted = rows.filter(pc.and_(pc.is_null(rows.column("skip")), rows.column("wanted")))
     fresh = wanted.select(["result_id", "content_hash", "priority", "measured_at_us"])
@@ -273,7 +294,8 @@ def look(
     tables = [
         pa.table([table.column(name).cast(columns.field(name).type) for name in columns.names], schema=columns) for table in (fresh, again)
     ]
-    return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(_ORDER))
+    few = len(read) <= FEW and not len(due)
+    return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(_ORDER), held if few else None)
 
 
 def _new_among(ids: pa.ChunkedArray, seen: pa.Array) -> pa.Array | None:
@@ -319,12 +341,13 @@ def compare(
     cutoff_us: int | None,
     scope: str,
     model: str | None = None,
+    profile: SinkProfile | None = None,
     wait: bool = True,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Plan:
-    """Compare the whole file with the ledger. Changes nothing; raises SourceError and LedgerError."""
+    """Compare the whole file with the ledger. Changes nothing; raises SourceError and LedgerError. `profile`: of the sink, where it is known."""
     signature = str(source.signature())  # before reading: what is committed meanwhile makes the next comparison look again
-    layout, ids = source.ids(wait=wait)
+    layout, ids, few = source.ids_and_few(FEW, wait=wait)
     skipped: Counter[str] = Counter()
     if ids.null_count:
         skipped["result_id_missing"] = ids.null_count
@@ -338,10 +361,11 @@ def compare(
     superseded: list[tuple[str, bytes]] = []
     returned: list[tuple[str, bytes]] = []
     withdrawn: list[str] = []
+    held = None if few is None else Held(few, None)
     present: list[pa.ChunkedArray] = []
     with mapper.beside() as joins:
-        for rows in source.slices(layout, ids, wait=wait):
-            seen = mapper.classify(rows, cutoff_us=cutoff_us, model=model)
+        for rows in _slices(source, layout, ids, few, wait=wait):
+            seen, held = _looked_at(mapper, rows, profile if few is not None else None, cutoff_us=cutoff_us, model=model)
             known = KNOWN_SCHEMA.empty_table() if first_time else ledger.comparisons.known(source_id, seen.column("result_id").to_pylist())
             joins.register("seen", seen)
             joins.register("known", known)
@@ -365,7 +389,17 @@ def compare(
     ordered = pa.concat_tables(candidates).sort_by(_ORDER) if candidates else _no_candidates()
     telling = None if _UNTELLING & skipped.keys() else ids
     comparison = Comparison(total, untouched, dict(skipped), signature, scope, subjects, telling)
-    return Plan(layout, comparison, ordered, superseded, returned, withdrawn)
+    return Plan(layout, comparison, ordered, superseded, returned, withdrawn, held if few is not None else None)
+
+
+def _looked_at(
+    mapper: Mapper, rows: pa.Table, profile: SinkProfile | None, *, cutoff_us: int | None, model: str | None
+) -> tuple[pa.Table, Held]:
+    """The rows as `classify` gives them; and held, mapped by the same statement if that is for a sink: planning one takes longer than a few rows do."""
+    if profile is None:
+        return mapper.classify(rows, cutoff_us=cutoff_us, model=model), Held(rows, None)
+    seen = mapper.survey(rows, profile, cutoff_us=cutoff_us, model=model)
+    return seen.select(list(CLASSIFIED)), Held(rows, seen.select(list(BATCH_FIELDS)))
 
 
 def _sorted(ids: pa.ChunkedArray) -> pa.Array:

@@ -355,10 +355,13 @@ _CONFIGURATIONS_SQL = f"""
      GROUP BY model_name, model_family, hardware_platform, hardware, device_name, precision, precision_named, mode, batch_size, sequence_length,
               deliverable
 """
+#: The columns that `classify` gives.
+CLASSIFIED = ("result_id", "content_hash", "skip", "wanted", "priority", "measured_at_us", "model", "hardware")
 _SURVEY_SQL = _select(_IDENTITY, CENSUS, "measured_at_us", _SUBJECT, _VERDICT, _MEASUREMENT)
 
 
 _LARGEST_BATCH = 8_192  # rows
+_FEW = 2_000  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,17 +472,27 @@ class Mapper:
         return found.set_column(at, "measured_at", found.column(at).cast(pa.timestamp("us", "UTC")))
 
     def _ask(self, sql: str, rows: pa.Table, parameters: Mapping[str, object]) -> pa.Table:
+        # A relation is planned twice, once for its types; of a few rows that is most of the time.
+        if few := len(rows) <= _FEW:
+            sql = f"CREATE TEMP TABLE benchbridge_mapped AS {sql}"
         with self._lock:
             if sql not in self._statements:  # parsing takes as long as running over a thousand rows
                 (self._statements[sql],) = self._connection.extract_statements(sql)
             statement = self._statements[sql]
             # DuckDB gives each thread a record batch at a time, and a table that it made itself is a single one.
             self._connection.register("benchbridge_rows", pa.Table.from_batches(rows.to_batches(_LARGEST_BATCH), rows.schema))
+            values = {name: parameters[name] for name in statement.named_parameters}
             try:
-                result = self._connection.sql(statement, params={name: parameters[name] for name in statement.named_parameters})
+                if few:
+                    self._connection.execute(statement, values)
+                    result = self._connection.sql("SELECT * FROM benchbridge_mapped")
+                else:
+                    result = self._connection.sql(statement, params=values)
                 return cast("pa.Table", result.to_arrow_table())
             finally:
                 self._connection.unregister("benchbridge_rows")
+                if few:
+                    self._connection.execute("DROP TABLE IF EXISTS benchbridge_mapped")
 
     def close(self) -> None:
         with self._lock:

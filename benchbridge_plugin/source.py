@@ -132,10 +132,18 @@ class BenchmarkSource:
 
     def ids(self, *, wait: bool = True) -> tuple[Layout, pa.ChunkedArray]:
         """The layout and the result id of every row, in no order, as `slices` takes them: null where it is null, repeated where it is repeated."""
+        return self.ids_and_few(0, wait=wait)[:2]
+
+    def ids_and_few(self, most: int, *, wait: bool = True) -> tuple[Layout, pa.ChunkedArray, pa.Table | None]:
+        """What `ids` gives, and by the same opening all rows that have an id, if there are at most `most`; None if there are more."""
+        rows = None
         with self._session(wait=wait) as connection:
             layout = self._detect(connection)
             table = connection.sql(f"SELECT {layout.id_column} AS id FROM {layout.results_table} AS r").to_arrow_table()
-        return layout, table.column("id")
+            if len(table) <= most:
+                sql = f"SELECT {layout.columns}\nFROM {layout.tables}\nWHERE {layout.id_column} IS NOT NULL"
+                rows = connection.sql(sql).to_arrow_table()
+        return layout, table.column("id"), rows
 
     def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> Iterator[pa.Table]:
         """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms, opening and closing included.

@@ -214,11 +214,11 @@ class SyncEngine:
         if sink.batch_rows >= _QUICK_ROWS and not self._limit(request) and not self._ledger.comparisons.has_rows(source_id):
             self._send_as_read(holder, source_id, request, sink, profile, batch_rows, tally, progress, beat)
             return
-        plan: Plan | Found | None = self._look(source_id, request)
+        plan: Plan | Found | None = self._look(source_id, request, profile)
         if isinstance(plan, Found):
             self._ledger.comparisons.found(holder, source_id, plan.more, plan.ids)
         else:
-            plan = self._compare(source_id, request, progress, wait=True, beat=beat)
+            plan = self._compare(source_id, request, progress, wait=True, beat=beat, profile=profile)
             self._record(holder, source_id, plan)
         shown = Reporter(self._ledger, holder, progress, self._clock, len(plan.candidates), tally)
         sharing = Sharing(self._ledger, holder, source_id, batch_rows=batch_rows, sleep=self._sleep) if self._policy.share_work else None
@@ -305,7 +305,7 @@ class SyncEngine:
                     return
                 sent -= back.not_sent
                 chunk = back.results
-            measured = self._carrier.measure(plan.layout, chunk, profile)
+            measured = self._carrier.measure(plan.layout, chunk, profile, plan.held)
             sent += measured.column("reason_code").null_count
             for start in range(0, len(measured), batch_rows):
                 yield measured.slice(start, batch_rows)
@@ -331,13 +331,13 @@ class SyncEngine:
         Until that has been done to its end nothing new is sent. Raises SinkUnclear when it has to be done and the sink cannot say it all.
         """
         everything = SyncRequest(days=0)
-        plan = self._compare(source_id, everything, progress, wait=True, beat=beat)
+        plan = self._compare(source_id, everything, progress, wait=True, beat=beat, profile=profile)
         self._record(holder, source_id, plan)
         tally.adopted, tally.unknown = self._settler.adopt(
             holder,
             source_id,
             plan,
-            lambda chunk: self._carrier.measure(plan.layout, chunk, profile),
+            lambda chunk: self._carrier.measure(plan.layout, chunk, profile, plan.held),
             sink,
             stopping=beat.stopping,
             progress=lambda done, total: progress(Progress("adopting", done, total)),
@@ -372,7 +372,7 @@ class SyncEngine:
         age_s = now - compared.compared_at if compared.compared_at is not None else -1.0
         return request.kind in _SCHEDULED and 0 <= age_s < self._policy.compare_every_s
 
-    def _look(self, source_id: int, request: SyncRequest) -> Found | None:
+    def _look(self, source_id: int, request: SyncRequest, profile: SinkProfile) -> Found | None:
         """What is new by id, where that is enough; None where the whole file has to be compared."""
         compared = self._ledger.accounts.compared(source_id)
         if not self._looks_only(request, compared) or compared.untouched or compared.scope != self._scope(request):
@@ -383,6 +383,7 @@ class SyncEngine:
             self._ledger,
             source_id,
             **self._terms(request),
+            profile=profile,
             most=_MOST_LOOKED_AT,
         )
 
@@ -393,7 +394,14 @@ class SyncEngine:
         return False
 
     def _compare(
-        self, source_id: int, request: SyncRequest, progress: Callable[[Progress], object], *, wait: bool, beat: Heartbeat | None = None
+        self,
+        source_id: int,
+        request: SyncRequest,
+        progress: Callable[[Progress], object],
+        *,
+        wait: bool,
+        beat: Heartbeat | None = None,
+        profile: SinkProfile | None = None,
     ) -> Plan:
         def show(done: int, total: int) -> None:
             if beat is not None:
@@ -406,6 +414,7 @@ class SyncEngine:
             self._ledger,
             source_id,
             **self._terms(request),
+            profile=profile,
             wait=wait,
             progress=show,
         )
@@ -459,7 +468,7 @@ class SyncEngine:
             mapper=self._mapper,
             ledger=self._ledger,
             source_id=self.source_id,
-            measure=lambda chunk: self._carrier.measure(plan.layout, chunk, profile),
+            measure=lambda chunk: self._carrier.measure(plan.layout, chunk, profile, plan.held),
             limit=self._limit(request),
             read_rows=_READ_ROWS,
             began=began,

@@ -64,6 +64,7 @@ _FILLED: dict[int, bytes] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ledger", choices=ledgers.KINDS, default="sqlite", help="what the engine's tests keep their ledgers in")
     parser.addoption("--every-case", action="store_true", help="all cases of the tests that are marked as sampled")
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help="one test in N, spread over each file: for what another environment tests whole")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,18 +74,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked sampled(n) the first case, every n-th after it and the last stay."""
-    if config.getoption("--every-case"):
-        return
+    """Of a test marked sampled(n) the first case, every n-th after it and the last stay; of all that stays, one in `--one-in`."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("sampled"):
+        if item.get_closest_marker("sampled") and not config.getoption("--every-case"):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left_out: set[pytest.Item] = set()
     for group in cases.values():
         marker = group[0].get_closest_marker("sampled")
         assert marker is not None
         left_out |= set(group) - {*group[:: marker.args[0]], group[-1]}
+    staying = [item for item in items if item not in left_out]
+    left_out |= set(staying) - set(staying[:: config.getoption("--one-in")])
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]

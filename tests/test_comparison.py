@@ -9,6 +9,7 @@ import duckdb
 import pytest
 from unified_server.predictive.service import PredictivePerformance
 
+from benchbridge_plugin import comparison
 from benchbridge_plugin.comparison import Plan, compare
 from benchbridge_plugin.model import State, SyncRequest
 from benchbridge_plugin.sinks.service import ServiceSink
@@ -213,17 +214,18 @@ def test_ids_of_any_type_are_compared_as_the_file_spells_them(
 def test_a_result_that_is_written_between_two_reads_of_a_comparison_is_no_harm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ids are read first and the rows after; a row that repeats an id just then is seen and skipped."""
     without_key(world, "INTEGER", [1, 2, 4])
-    ids = type(world.source).ids
+    ids = type(world.source).ids_and_few
 
-    def then_write(source: Any, **options: Any) -> Any:
-        found = ids(source, **options)
+    def then_write(source: Any, *arguments: Any, **options: Any) -> Any:
+        found = ids(source, *arguments, **options)
         world.database.execute(
             "INSERT INTO performance_results VALUES (2, 'gpt2', 'cuda', 'fp16', 8, 1.0), (3, 'gpt2', 'cuda', 'fp16', 8, 1.0)"
         )
         monkeypatch.undo()
         return found
 
-    monkeypatch.setattr(type(world.source), "ids", then_write)
+    monkeypatch.setattr(comparison, "FEW", 0)
+    monkeypatch.setattr(type(world.source), "ids_and_few", then_write)
     assert world.sync().synced == 3
     assert world.accounting.skipped_by_reason == {"result_id_repeated": 2}
 

@@ -51,7 +51,8 @@ def sink(world: World, clock: Clock) -> Quick:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of four rows, and windows of eight."""
+    """Slices of four rows, and windows of eight; no file is so small that it comes with its ids."""
+    monkeypatch.setattr(comparison, "FEW", 0)
     monkeypatch.setattr(BenchmarkSource, "slices", slices_of(4))
     monkeypatch.setattr(comparison, "_WINDOW", 8)
 

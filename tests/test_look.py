@@ -42,6 +42,7 @@ class Slices:
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
+        monkeypatch.setattr(comparison, "FEW", 0)
         original = world.source.slices
 
         def slices(layout: Layout, ids: pa.Array, **options: Any) -> Iterator[pa.Table]:

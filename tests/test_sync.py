@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchbridge_plugin import comparison
 from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceBusy, SourceError, SourceMissing
 from benchbridge_plugin.model import Answer, Fate, Outcome, Progress, Settlement, SyncRequest
 from benchbridge_plugin.source import BenchmarkSource
@@ -216,11 +217,33 @@ def test_a_result_that_changes_between_comparison_and_reading_is_left_for_the_ne
         world.database.delete(3)
         return read(source, *arguments, **options)
 
+    monkeypatch.setattr(comparison, "FEW", 0)
     monkeypatch.setattr(type(world.source), "read", change_first)
     assert world.engine().run(SyncRequest()).synced == 1
     assert world.accounting.balanced
     assert world.sync().synced == 1
     assert scripted.sent == ["1", "2"]
+
+
+def test_a_small_file_is_opened_once_and_what_is_sent_is_what_was_compared(
+    world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result that changes meanwhile goes as it was, under the key of what it was; the next run sends the new content."""
+    fill(world, 3)
+    survey = type(world.mapper).survey
+
+    def change_first(mapper: Any, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        world.database.update(2, batch_size=99)
+        return survey(mapper, *arguments, **options)
+
+    monkeypatch.setattr(type(world.mapper), "survey", change_first)
+    assert world.engine().run(SyncRequest()).synced == 3
+    assert world.source.holds()["count"] == 1
+    assert world.accounting.balanced
+    assert world.sync().synced == 1
+    assert scripted.sent == ["1", "2", "3", "2"]
+    assert (world.accounting.delivered, world.accounting.superseded) == (3, 1)
 
 
 def test_the_progress_is_shown_to_the_caller_and_kept_in_the_ledger(world: World, scripted: Scripted) -> None:
