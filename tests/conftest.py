@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
 from tests.kit.layouts import BenchmarkDatabase
 from tests.liar import Liar
+
+# Several processes test at once, and threads of OpenMP that wait for each other by spinning take the processors from all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _ARROW = {
     "VARCHAR": pa.string(),
@@ -64,7 +68,9 @@ _FILLED: dict[int, bytes] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ledger", choices=ledgers.KINDS, default="sqlite", help="what the engine's tests keep their ledgers in")
     parser.addoption("--every-case", action="store_true", help="all cases of the tests that are marked as sampled")
-    parser.addoption("--one-in", type=int, default=1, metavar="N", help="one test in N, spread over each file: for what another environment tests whole")
+    parser.addoption(
+        "--one-in", type=int, default=1, metavar="N", help="one test in N, spread over each file: for what another environment tests whole"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

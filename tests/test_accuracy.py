@@ -7,7 +7,7 @@ import statistics
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchbridge_plugin.accuracy import FIGURES, FORECAST, UNANSWERED, Errors, Group, count, is_lost, summed
@@ -30,6 +30,7 @@ def errors_of(table: pa.Table, predictor: str = "predicted") -> Errors:
     return count(table).get(Group("overall", "", "throughput", predictor), Errors())
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=200))
 def test_a_quantile_of_the_counts_is_that_of_the_errors_within_five_percent(ratios: list[float]) -> None:
     """Predictions that were off by any factor."""
@@ -85,6 +86,7 @@ def test_baselines_are_counted_where_they_say_something() -> None:
     assert [errors_of(table, name).predicted for name in ("predicted", "nearest", "roofline")] == [2, 1, 0]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0.1, 10.0), st.floats(0.1, 10.0)), min_size=2, max_size=40), st.integers(1, 39))
 def test_counts_of_parts_add_up_to_those_of_the_whole(pairs: list[tuple[float, float]], at: int) -> None:
     """Batches, days and sources may be put together."""

@@ -173,7 +173,7 @@ from unified_server.predictive.service import PredictivePerformance
 service = PredictivePerformance(sys.argv[1], shared=True)
 print("ready", flush=True)
 sys.stdin.readline()
-for number in range(40):
+for number in range(12):
     service.record_measurements([
         {"model_name": sys.argv[2], "hardware_platform": "cpu", "idempotency_key": f"both {number}"},
         {"model_name": sys.argv[2], "hardware_platform": "cpu", "idempotency_key": f"{sys.argv[2]} {number}"},
@@ -196,9 +196,9 @@ def test_two_processes_that_share_the_file_lose_nothing_and_store_no_key_twice(t
     assert [worker.returncode for worker in workers] == [0, 0]
     rows = PredictivePerformance(str(path), shared=True).list_measurements(limit=1000)
     stored = [row["idempotency_key"] for row in rows if row["idempotency_key"]]
-    assert len(rows) == 40 + 80 + 80
-    assert len(stored) == len(set(stored)) == 120
-    assert sorted(row["id"] for row in rows) == list(range(1, 201))
+    assert len(rows) == 12 + 24 + 24
+    assert len(stored) == len(set(stored)) == 36
+    assert sorted(row["id"] for row in rows) == list(range(1, 61))
 
 
 def test_measurements_and_keys_survive_a_restart(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_every_route_needs_the_key(lasting: Host, method: str, path: str) -> Non
         assert KEY not in answer.text
 
 
-def test_fifty_attempts_at_every_route_there_is(host: Host) -> None:
+def test_ten_attempts_at_every_route_there_is(host: Host) -> None:
     """Asked of the application itself, so that no new route is forgotten. Strangers get 401 every time and move nothing; the key never does."""
     doors = [
         (method, rule.rule.replace("<run_id>", "1").replace("<int:run_id>", "1").replace("<path:path>", "nothing/here"))
@@ -45,7 +45,7 @@ def test_fifty_attempts_at_every_route_there_is(host: Host) -> None:
     assert {path.removeprefix("/api/bridge") for _, path in doors} >= {*READS, *WRITES, "/openapi.json"}
     draws = random.Random(1)
     wrong = [KEY[:-1], KEY + "x", KEY.upper(), KEY[::-1], f" {KEY[1:]}", *("".join(draws.choices(KEY, k=len(KEY))) for _ in range(45))]
-    assert len(wrong) == 50
+    assert len(wrong) == 10
     assert KEY not in wrong
     stranger, friend = host.stranger, host.client
     for method, path in doors:
