@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from unified_server.config import LearningConfig
@@ -23,6 +22,7 @@ from .conftest import MakeApp
 
 pytest.importorskip("sklearn", reason="the extra learn is not installed")
 
+import numpy as np
 from unified_server.predictive.learned.features import read_rows
 from unified_server.predictive.learned.predictor import Predictor
 from unified_server.predictive.learned.regressor import calibrated
