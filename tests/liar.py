@@ -29,6 +29,7 @@ class Liar:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a head and a body in two packets would wait 40 ms for each other
 
             def do_GET(self) -> None:
                 self.do_POST()

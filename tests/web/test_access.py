@@ -44,7 +44,7 @@ def test_ten_attempts_at_every_route_there_is(host: Host) -> None:
     ]
     assert {path.removeprefix("/api/bridge") for _, path in doors} >= {*READS, *WRITES, "/openapi.json"}
     draws = random.Random(1)
-    wrong = [KEY[:-1], KEY + "x", KEY.upper(), KEY[::-1], f" {KEY[1:]}", *("".join(draws.choices(KEY, k=len(KEY))) for _ in range(45))]
+    wrong = [KEY[:-1], KEY + "x", KEY.upper(), KEY[::-1], f" {KEY[1:]}", *("".join(draws.choices(KEY, k=len(KEY))) for _ in range(5))]
     assert len(wrong) == 10
     assert KEY not in wrong
     stranger, friend = host.stranger, host.client
