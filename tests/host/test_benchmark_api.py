@@ -179,8 +179,10 @@ def test_a_runner_that_writes_the_file_is_waited_for_and_can_write_in_between(ma
         assert runner.stdout is not None
         assert runner.stdin is not None
         assert runner.stdout.readline() == "held\n"
-        threading.Timer(0.3, lambda: runner.communicate("go\n")).start()
+        let_go = threading.Timer(0.3, runner.stdin.close)  # the end of its input is a line to it
+        let_go.start()
         assert add(client)["result_id"] == 2
+        let_go.join()
 
 
 def test_a_reader_in_the_same_process_is_waited_for(make_app: MakeApp, tmp_path: Path) -> None:
