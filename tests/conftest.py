@@ -72,6 +72,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--one-in", type=int, default=1, metavar="N", help="one test in N, spread over each file: for what another environment tests whole"
     )
 
+    parser.addoption("--thin", action="append", default=[], metavar="PATH", help="--one-in holds for these only")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     ledgers.kind = config.getoption("--ledger")
@@ -80,7 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked sampled(n) the first case, every n-th after it and the last stay; of all that stays, one in `--one-in`."""
+    """Of a test marked sampled(n) the first case, every n-th after it and the last stay; of all that stays, or of what stays in the files and
+    folders of `--thin`, one in `--one-in`."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sampled") and not config.getoption("--every-case"):
@@ -90,7 +93,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = group[0].get_closest_marker("sampled")
         assert marker is not None
         left_out |= set(group) - {*group[:: marker.args[0]], group[-1]}
-    staying = [item for item in items if item not in left_out]
+    paths = tuple(config.getoption("--thin"))
+    staying = [item for item in items if item not in left_out and (not paths or item.nodeid.startswith(paths))]
     left_out |= set(staying) - set(staying[:: config.getoption("--one-in")])
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
