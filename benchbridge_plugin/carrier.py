@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchbridge_plugin.comparison import Held, identity
+from benchbridge_plugin.comparison import identity
 from benchbridge_plugin.conveyor import Conveyor, Shown
 from benchbridge_plugin.heartbeat import Heartbeat
 from benchbridge_plugin.layout import Layout
@@ -44,17 +44,12 @@ class Carrier:
         self._jitter = jitter
         self._score_sample = score_sample
 
-    def measure(self, layout: Layout, chunk: pa.Table, profile: SinkProfile, held: Held | None = None) -> pa.Table:
-        """The chunk read and mapped, in the chunk's order. A row that is gone or changed since the comparison is left for the next one. What is `held`
-        is neither read nor mapped again: it goes as it was compared."""
-        if held is not None and held.batch is not None:
-            measured = held.batch
-        else:
-            ids = chunk.column("result_id").combine_chunks()
-            rows = (
-                self._source.read(layout, ids) if held is None else held.rows.filter(pc.is_in(held.rows.column("result_id"), value_set=ids))
-            )
-            measured = self._mapper.measure(rows, profile)
+    def measure(self, layout: Layout, chunk: pa.Table, profile: SinkProfile, batch: pa.Table | None = None) -> pa.Table:
+        """The chunk read and mapped, in the chunk's order; or taken from a batch that it was mapped to when it was compared. A row that is gone or changed
+        since the comparison is left for the next one."""
+        measured = batch
+        if measured is None:
+            measured = self._mapper.measure(self._source.read(layout, chunk.column("result_id").combine_chunks()), profile)
         place = pc.index_in(identity(chunk), value_set=identity(measured))
         here = pc.is_valid(place)
         kept = chunk.filter(here)

@@ -90,14 +90,6 @@ _ORDER = [("priority", "descending"), ("measured_at_us", "ascending"), ("result_
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """The few rows that were looked at, for whoever sends them: as they were read and, where the sink was known by then, as a batch for it."""
-
-    rows: pa.Table
-    batch: pa.Table | None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What a comparison found, and what is to be sent."""
 
@@ -109,7 +101,7 @@ class Plan:
     superseded: Sequence[tuple[str, bytes]]
     returned: Sequence[tuple[str, bytes]]
     withdrawn: Sequence[str]
-    held: Held | None = None
+    batch: pa.Table | None  # all rows of the file as they were compared, for the sink, where they are few and the sink is known
 
 
 @dataclass(slots=True)
@@ -246,7 +238,7 @@ class Found:
     more: Comparison
     ids: pa.Array
     candidates: pa.Table
-    held: Held | None
+    batch: pa.Table | None  # as in a Plan: what is new, where nothing else is due
 
 
 def look(
@@ -280,7 +272,7 @@ def look(
     if len(due) >= most:
         return None
     read = source.read(layout, new.cast(pa.string()))
-    rows, held = _looked_at(mapper, read, profile if len(read) <= FEW and not len(due) else None, cutoff_us=cutoff_us, model=model)
+    rows, batch = _seen(mapper, read, None if len(due) else profile, cutoff_us=cutoff_us, model=model)
     if len(rows) != len(new) or len(ledger.comparisons.known(source_id, rows.column("result_id").to_pylist())):
         return None  # the file changed between the two reads, or the ledger knows more than it has seen
     census = Census(layout, new, None, signature, scope, Comparison(0, 0, {}, signature, scope, {}), total=0)
@@ -294,8 +286,7 @@ def look(
     tables = [
         pa.table([table.column(name).cast(columns.field(name).type) for name in columns.names], schema=columns) for table in (fresh, again)
     ]
-    few = len(read) <= FEW and not len(due)
-    return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(_ORDER), held if few else None)
+    return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(_ORDER), batch)
 
 
 def _new_among(ids: pa.ChunkedArray, seen: pa.Array) -> pa.Array | None:
@@ -361,11 +352,11 @@ def compare(
     superseded: list[tuple[str, bytes]] = []
     returned: list[tuple[str, bytes]] = []
     withdrawn: list[str] = []
-    held = None if few is None else Held(few, None)
+    batch: pa.Table | None = None
     present: list[pa.ChunkedArray] = []
     with mapper.beside() as joins:
         for rows in _slices(source, layout, ids, few, wait=wait):
-            seen, held = _looked_at(mapper, rows, profile if few is not None else None, cutoff_us=cutoff_us, model=model)
+            seen, batch = _seen(mapper, rows, None if few is None else profile, cutoff_us=cutoff_us, model=model)
             known = KNOWN_SCHEMA.empty_table() if first_time else ledger.comparisons.known(source_id, seen.column("result_id").to_pylist())
             joins.register("seen", seen)
             joins.register("known", known)
@@ -389,17 +380,17 @@ def compare(
     ordered = pa.concat_tables(candidates).sort_by(_ORDER) if candidates else _no_candidates()
     telling = None if _UNTELLING & skipped.keys() else ids
     comparison = Comparison(total, untouched, dict(skipped), signature, scope, subjects, telling)
-    return Plan(layout, comparison, ordered, superseded, returned, withdrawn, held if few is not None else None)
+    return Plan(layout, comparison, ordered, superseded, returned, withdrawn, batch)
 
 
-def _looked_at(
+def _seen(
     mapper: Mapper, rows: pa.Table, profile: SinkProfile | None, *, cutoff_us: int | None, model: str | None
-) -> tuple[pa.Table, Held]:
-    """The rows as `classify` gives them; and held, mapped by the same statement if that is for a sink: planning one takes longer than a few rows do."""
-    if profile is None:
-        return mapper.classify(rows, cutoff_us=cutoff_us, model=model), Held(rows, None)
-    seen = mapper.survey(rows, profile, cutoff_us=cutoff_us, model=model)
-    return seen.select(list(CLASSIFIED)), Held(rows, seen.select(list(BATCH_FIELDS)))
+) -> tuple[pa.Table, pa.Table | None]:
+    """The rows as `classify` gives them; for a sink also as a batch, by the same statement: planning another takes longer than a few rows do."""
+    if profile is None or len(rows) > FEW:
+        return mapper.classify(rows, cutoff_us=cutoff_us, model=model), None
+    found = mapper.survey(rows, profile, cutoff_us=cutoff_us, model=model)
+    return found.select(list(CLASSIFIED)), found.select(list(BATCH_FIELDS))
 
 
 def _sorted(ids: pa.ChunkedArray) -> pa.Array:

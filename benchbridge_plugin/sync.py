@@ -305,7 +305,7 @@ class SyncEngine:
                     return
                 sent -= back.not_sent
                 chunk = back.results
-            measured = self._carrier.measure(plan.layout, chunk, profile, plan.held)
+            measured = self._carrier.measure(plan.layout, chunk, profile, plan.batch)
             sent += measured.column("reason_code").null_count
             for start in range(0, len(measured), batch_rows):
                 yield measured.slice(start, batch_rows)
@@ -337,7 +337,7 @@ class SyncEngine:
             holder,
             source_id,
             plan,
-            lambda chunk: self._carrier.measure(plan.layout, chunk, profile, plan.held),
+            lambda chunk: self._carrier.measure(plan.layout, chunk, profile, plan.batch),
             sink,
             stopping=beat.stopping,
             progress=lambda done, total: progress(Progress("adopting", done, total)),
@@ -468,7 +468,7 @@ class SyncEngine:
             mapper=self._mapper,
             ledger=self._ledger,
             source_id=self.source_id,
-            measure=lambda chunk: self._carrier.measure(plan.layout, chunk, profile, plan.held),
+            measure=lambda chunk: self._carrier.measure(plan.layout, chunk, profile),
             limit=self._limit(request),
             read_rows=_READ_ROWS,
             began=began,

@@ -29,6 +29,7 @@ from benchbridge_plugin.sinks.exchange import Exchange
 from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.sync import Policy, SyncEngine
+from tests import sampling
 from tests.kit import ledgers
 from tests.kit.base_contract import BaseContractServer
 from tests.kit.layouts import BenchmarkDatabase
@@ -67,12 +68,7 @@ _FILLED: dict[int, bytes] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ledger", choices=ledgers.KINDS, default="sqlite", help="what the engine's tests keep their ledgers in")
-    parser.addoption("--every-case", action="store_true", help="all cases of the tests that are marked as sampled")
-    parser.addoption(
-        "--one-in", type=int, default=1, metavar="N", help="one test in N, spread over each file: for what another environment tests whole"
-    )
-
-    parser.addoption("--thin", action="append", default=[], metavar="PATH", help="--one-in holds for these only")
+    sampling.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,23 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked sampled(n) the first case, every n-th after it and the last stay; of all that stays, or of what stays in the files and
-    folders of `--thin`, one in `--one-in`."""
-    cases: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("sampled") and not config.getoption("--every-case"):
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out: set[pytest.Item] = set()
-    for group in cases.values():
-        marker = group[0].get_closest_marker("sampled")
-        assert marker is not None
-        left_out |= set(group) - {*group[:: marker.args[0]], group[-1]}
-    paths = tuple(config.getoption("--thin"))
-    staying = [item for item in items if item not in left_out and (not paths or item.nodeid.startswith(paths))]
-    left_out |= set(staying) - set(staying[:: config.getoption("--one-in")])
-    if left_out:
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+    sampling.leave_out(config, items)
 
 
 class Clock:

@@ -11,6 +11,7 @@ import pytest
 
 from benchbridge_plugin import comparison
 from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceBusy, SourceError, SourceMissing
+from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import Answer, Fate, Outcome, Progress, Settlement, SyncRequest
 from benchbridge_plugin.source import BenchmarkSource
 from tests.benchmark_files import held_elsewhere, let_go
@@ -204,21 +205,30 @@ def test_retry_brings_refused_rows_back(world: World, scripted: Scripted) -> Non
     assert world.sync().synced == 3
 
 
+def before_the_next(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, act: Callable[[], None]) -> None:
+    """Something happens right before that method is called next, and only then."""
+    original = getattr(owner, name)
+
+    def first(self: Any, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        act()
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, first)
+
+
 def test_a_result_that_changes_between_comparison_and_reading_is_left_for_the_next_run(
     world: World, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was compared is what is claimed: never one content under the key of another."""
     fill(world, 3)
-    read = type(world.source).read
 
-    def change_first(source: Any, *arguments: Any, **options: Any) -> Any:
-        monkeypatch.undo()
+    def change() -> None:
         world.database.update(2, batch_size=99)
         world.database.delete(3)
-        return read(source, *arguments, **options)
 
     monkeypatch.setattr(comparison, "FEW", 0)
-    monkeypatch.setattr(type(world.source), "read", change_first)
+    before_the_next(monkeypatch, BenchmarkSource, "read", change)
     assert world.engine().run(SyncRequest()).synced == 1
     assert world.accounting.balanced
     assert world.sync().synced == 1
@@ -230,14 +240,7 @@ def test_a_small_file_is_opened_once_and_what_is_sent_is_what_was_compared(
 ) -> None:
     """A result that changes meanwhile goes as it was, under the key of what it was; the next run sends the new content."""
     fill(world, 3)
-    survey = type(world.mapper).survey
-
-    def change_first(mapper: Any, *arguments: Any, **options: Any) -> Any:
-        monkeypatch.undo()
-        world.database.update(2, batch_size=99)
-        return survey(mapper, *arguments, **options)
-
-    monkeypatch.setattr(type(world.mapper), "survey", change_first)
+    before_the_next(monkeypatch, Mapper, "survey", lambda: world.database.update(2, batch_size=99))
     assert world.engine().run(SyncRequest()).synced == 3
     assert world.source.holds()["count"] == 1
     assert world.accounting.balanced
