@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def main() -> None:
         run = requests.post(f"{bridge}/sync", headers=_ASKED, json=asked, timeout=600).json()
         while run["state"] == "running":
             run = requests.get(f"{bridge}/runs/{run['run_id']}", headers=_ASKED, timeout=10).json()
+        for thread in threading.enumerate():
+            if thread.name == "benchbridge-sync":
+                thread.join()  # the run has ended, and its thread goes on with the histories: pages are loaded alone
         figures = {name: _loaded(f"{bridge}{address}", options.loads) for name, address in _addresses(bridge, run["run_id"]).items()}
     if options.json:
         print(json.dumps({"results": options.results, "delivered": run["synced"], "refused": run["rejected"], "pages": figures}))
