@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from benchbridge_plugin.errors import BridgeError
+
 _logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 5.0
 _EXECUTOR = "benchbridge"
@@ -88,6 +90,8 @@ class SyncScheduler:
                 self._cycle("start-up" if at_once else "schedule")
             else:
                 self._help()
+        except BridgeError as error:  # such as a ledger that may not be written: who runs the server can do something about it
+            _logger.error("the scheduled sync could not run: %s", error)
         except Exception:  # the edge of a thread: the next tick must come
             _logger.exception("a scheduled sync failed")
         finally:

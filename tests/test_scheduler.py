@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchbridge_plugin.errors import LedgerError
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.scheduler import SyncScheduler
 from tests.conftest import Clock
@@ -172,6 +173,25 @@ def test_a_cycle_that_raises_does_not_end_the_timer(make: MakeScheduler, caplog:
         assert ran.acquire(timeout=SOON_S)
     assert scheduler.stop(SOON_S)
     assert any(record.exc_info and record.name == "benchbridge_plugin.scheduler" for record in caplog.records)
+
+
+def test_a_ledger_that_cannot_be_used_is_a_line_and_no_traceback(make: MakeScheduler, caplog: pytest.LogCaptureFixture) -> None:
+    """What can be done about it stands in the line, and the next look comes."""
+    looked = threading.Semaphore(0)
+
+    def refuse(at_once: bool) -> bool:
+        looked.release()
+        raise LedgerError("The ledger cannot be used: it may not be written.", guidance="Make it writable.")
+
+    scheduler = make(refuse, lambda kind: None)
+    scheduler.start(run_now=False)
+    for _ in range(2):
+        assert looked.acquire(timeout=SOON_S)
+    assert scheduler.stop(SOON_S)
+    told = [record for record in caplog.records if record.name == "benchbridge_plugin.scheduler"]
+    assert told
+    assert all(record.levelno == logging.ERROR and record.exc_info is None for record in told)
+    assert "Make it writable." in told[0].getMessage()
 
 
 def test_a_long_cycle_is_not_doubled(make: MakeScheduler) -> None:
