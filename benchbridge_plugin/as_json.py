@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,21 @@ def run_as_json(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def accounting_as_json(accounting: Accounting) -> dict[str, Any]:
     return {**accounting.as_dict(), "compared_at": iso(accounting.compared_at)}
+
+
+def problems_as_json(connections: Mapping[str, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """`{"part", "message", "guidance"}` of each connection that does not work or lacks something, and of the last run if it failed."""
+    found = []
+    for part, connection in connections.items():
+        if connection["ok"] is not True:
+            found.append({"part": part, "message": connection["error"], "guidance": connection.get("guidance", "")})
+        for place in (connection, *connection.get("sources", ())):
+            where = f"{place['source']}: " if "source" in place else ""
+            found += [{"part": part, **warning, "message": where + warning["message"]} for warning in place.get("warnings", ())]
+    for run in runs[:1]:
+        if run["state"] == "failed":
+            found.append({"part": "last_run", "message": run["message"], "guidance": run["guidance"]})
+    return found
 
 
 def result_as_json(row: Mapping[str, object]) -> dict[str, Any]:

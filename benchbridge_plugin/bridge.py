@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from benchbridge_plugin import report as reports
 from benchbridge_plugin._version import __version__
-from benchbridge_plugin.as_json import accounting_as_json, iso, run_as_json
+from benchbridge_plugin.as_json import accounting_as_json, iso, problems_as_json, run_as_json
 from benchbridge_plugin.background import Background
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.ends import HostServices
@@ -22,7 +23,7 @@ from benchbridge_plugin.feed import Watch
 from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
-from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
+from benchbridge_plugin.model import STATE_NAMES, Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
 from benchbridge_plugin.planning.planner import ASKING_S, MOST, Wish
 from benchbridge_plugin.regressions.watch import regression_with_history
@@ -228,14 +229,21 @@ class BenchmarkPredictivePerformanceBridge:
     def status(self) -> dict[str, Any]:
         """What /status shows. Bounded by 2 s for source and sink together; the ledger is read without waiting for writers.
 
-        How source and sink are may be up to 2 s old, when somebody asked just before.
+        How source and sink are may be up to 2 s old, when somebody asked just before. `problems`: all that keeps results from arriving, or arriving whole.
         """
         parts = self._workshop.parts()
         connections = self._workshop.ends().connections(recent_s=_RECENT_S)
         roster = parts.roster()
         runs = roster.runs(limit=1)
         accountings = roster.accountings()
+        refused: Counter[str] = Counter()
+        for group in roster.refusals():
+            if group["state"] == STATE_NAMES[State.REJECTED]:
+                refused[group["code"]] += group["count"]
+        problems = problems_as_json(connections, runs)
         status = {
+            "status": "degraded" if problems else "ok",
+            "problems": problems,
             "version": __version__,
             "source": roster.label if roster.only is None else roster.only.name,
             "connections": connections,
@@ -243,7 +251,7 @@ class BenchmarkPredictivePerformanceBridge:
             "schedule": self.schedule(),
             "lease": lease_as_json(roster.lease_holder()),
             "last_run": runs[0] if runs else None,
-            "accounting": accounting_as_json(roster.total_of(accountings)),
+            "accounting": {**accounting_as_json(roster.total_of(accountings)), "rejected_by_reason": dict(refused)},
             "config": self.config.redacted(),
         }
         return {**status, "sources": roster.sources(accountings)} if roster.several else status
@@ -408,12 +416,14 @@ class BenchmarkPredictivePerformanceBridge:
         return self._roster().lease_holder()
 
     def health(self) -> dict[str, object]:
-        """A few numbers for the host's /health: cheap, from the ledger alone."""
+        """A few numbers for the host's /health: cheap, from the ledger alone. `status` is `degraded` while the last run failed, with why."""
         accounting = self.accounting()
         names = ("total", "delivered", "pending", "retrying", "in_doubt", "rejected", "skipped", "balanced")
         runs = self.runs(limit=1)
+        problems = problems_as_json({}, runs)
         return {
-            "status": "ok",
+            "status": "degraded" if problems else "ok",
+            "problems": problems,
             **{name: accounting[name] for name in names},
             "last_run": {name: runs[0][name] for name in ("run_id", "state", "finished_at")} if runs else None,
         }

@@ -17,11 +17,10 @@ from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.files import BenchmarkFile
+from benchbridge_plugin.gaps import Gap, gaps, listed
 from benchbridge_plugin.model import CONTRACT_HARDWARE, RunSummary, SyncRequest, SyncTotal
 from benchbridge_plugin.rehearsal import Refused, Rehearsal
 
-_ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
-_SPEEDS: Mapping[str, str] = {"throughput": "throughput", "latency_ms": "latency"}
 _LOSSES = {"non_finite_dropped", "extras_unreadable", "figures_disagree"}  # remarks that tell of more than an assumption
 _CLOCKS_APART_S = 60.0
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
@@ -85,12 +84,7 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     roles = layout.roles
     columns = ", ".join(f"{role} ({roles[role]})" for role in sorted(roles))
     findings = [Finding("ok", "benchmark db", f"{bridge.config.files.label} is readable; roles found: {columns}")]
-    for role, setting in _ASSUMABLE:
-        if role not in roles and getattr(bridge.config, setting) is None:
-            findings.append(_without(role, setting, "it has"))
-    if lacking := [role for role in _SPEEDS if role not in roles]:
-        findings.append(_slow("it has", lacking, layout.unread))
-    return findings
+    return findings + [_lacking(gap) for gap in gaps(bridge.config, roles, layout.unread)]
 
 
 def _sources(
@@ -104,43 +98,21 @@ def _sources(
     findings = [_bad("benchmark db", found) for _, found in each if isinstance(found, BridgeError)]
     if readable:
         named = [file.name for file, _ in readable]
-        message = f"{len(readable)} of {len(each)} benchmark files are readable: {_listed(named)}"
+        message = f"{len(readable)} of {len(each)} benchmark files are readable: {listed(named)}"
         findings.insert(0, Finding("ok", "benchmark db", message))
-    for role, setting in _ASSUMABLE:
-        lacking = [file.name for file, roles in readable if role not in roles]
-        if lacking and getattr(bridge.config, setting) is None:
-            findings.append(_without(role, setting, f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}"))
-    for missing in (list(_SPEEDS), *([role] for role in _SPEEDS)):
-        lacking = [file.name for file, roles in readable if [role for role in _SPEEDS if role not in roles] == missing]
-        if lacking:
-            findings.append(_slow(f"{_listed(lacking)} {'has' if len(lacking) == 1 else 'have'}", missing))
+    causes: dict[tuple[str, ...], list[BenchmarkFile]] = {}
+    for file, roles in readable:
+        for gap in gaps(bridge.config, roles):
+            causes.setdefault(gap.cause, []).append(file)
+    for cause, files in causes.items():
+        who = f"{listed([file.name for file in files])} {'has' if len(files) == 1 else 'have'}"
+        lacks = dict(readable)[files[0]]
+        findings += [_lacking(gap) for gap in gaps(bridge.config, lacks, who=who) if gap.cause == cause]
     return findings
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _without(role: str, setting: str, who: str) -> Finding:
-    return Finding(
-        "warning",
-        "benchmark db",
-        f"{who} no column for {role}; results are refused unless their metrics state it",
-        f"Set {setting} if all such results share one.",
-    )
-
-
-def _slow(who: str, lacking: Sequence[str], unread: Sequence[str] = ()) -> Finding:
-    """A file without one can be right; one whose column was renamed looks the same."""
-    names = " or ".join(_SPEEDS[role] for role in lacking)
-    sent = "memory is all that is sent" if len(lacking) == len(_SPEEDS) else f"results are sent without {names}"
-    here = f"; the columns that nothing is read of are {_listed(unread)}" if unread else ""
-    return Finding(
-        "warning",
-        "benchmark db",
-        f"{who} no column for {names} that is known; {sent}{here}",
-        "docs/layouts.md lists the names of columns that are read.",
-    )
+def _lacking(gap: Gap) -> Finding:
+    return Finding("warning", "benchmark db", gap.message, gap.guidance)
 
 
 def _ledger(config: BridgeConfig) -> list[Finding]:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import duckdb
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError, ConfigError, SinkError, SourceBusy, SourceError
 from benchbridge_plugin.files import BenchmarkFile
+from benchbridge_plugin.gaps import gaps
 from benchbridge_plugin.parquet import open_source
 from benchbridge_plugin.sinks.base import Sink
 from benchbridge_plugin.sinks.exchange import Exchange
@@ -158,7 +159,7 @@ class Ends:
             return {"ok": False, "name": name, "busy": True, "error": error.message, "guidance": error.guidance}
         except SourceError as error:
             return {"ok": False, "name": name, "error": error.message, "guidance": error.guidance}
-        return {"ok": True, "name": name, "roles": dict(layout.roles)}
+        return {"ok": True, "name": name, "roles": dict(layout.roles), "warnings": self._warnings(layout.roles, layout.unread)}
 
     def _look_at_files(self) -> dict[str, object]:
         """All files that are there now, each by name. One that is as it was when it was read is not opened again."""
@@ -170,6 +171,8 @@ class Ends:
             found = self.roles_or_error(file)
             if isinstance(found, (SourceError, ConfigError)):
                 shown |= {"ok": False, "error": found.message, "guidance": found.guidance}
+            elif warnings := self._warnings(found):
+                shown["warnings"] = warnings
             looks.append(shown)
         if not looks:
             nothing = self.files.nothing_found()
@@ -177,6 +180,10 @@ class Ends:
         bad = [look for look in looks if not look["ok"]]
         shown = {"ok": not bad, "name": self.files.label, "sources": looks}
         return {**shown, "error": bad[0]["error"], "guidance": bad[0]["guidance"]} if bad else shown
+
+    def _warnings(self, roles: Mapping[str, str], unread: Sequence[str] = ()) -> list[dict[str, str]]:
+        """What the file does not say, though it can be read: then results are refused or go without a figure, and every run succeeds."""
+        return [{"message": gap.message, "guidance": gap.guidance} for gap in gaps(self._config, roles, unread)]
 
     def roles_of(self, file: BenchmarkFile) -> Mapping[str, str]:
         """The roles of the file's columns, read anew only when it changed. Raises SourceError, or what is wrong with its name."""

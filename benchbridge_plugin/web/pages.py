@@ -70,6 +70,7 @@ class Pages:
             chart=history(list(reversed(runs))),
             runs=runs[:8],
             running=next((run for run in runs if run["state"] == "running"), None),
+            failed=runs[0] if runs and runs[0]["state"] == "failed" else None,
             schedule=self._bridge.schedule(),
             remarks=sorted(self._bridge.quality(source=source).items(), key=lambda item: -item[1]),
             files=self._files()[:_FILES_SHOWN] if self._bridge.config.files.several and source is None else [],

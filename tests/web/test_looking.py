@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import duckdb
 import pytest
 
 from benchbridge_plugin.model import SyncRequest
@@ -33,6 +34,7 @@ def test_status_shows_both_ends_the_schedule_the_last_run_and_the_accounting(hos
     """One look says how everything is."""
     host.bridge.sync(SyncRequest(limit=5))
     status = get(host, "/status").json
+    assert (status["status"], status["problems"]) == ("ok", [])
     assert status["connections"]["benchmark_db"]["ok"] is True
     assert status["connections"]["predictive_api"]["ok"] is True
     assert (status["last_run"]["synced"], status["lease"]) == (5, None)
@@ -40,6 +42,53 @@ def test_status_shows_both_ends_the_schedule_the_last_run_and_the_accounting(hos
     assert status["ledger"]["place"].endswith("bench.duckdb.bridge.sqlite")
     assert status["version"]
     assert status["schedule"]["enabled"] is False
+
+
+def test_status_says_what_a_file_lacks_though_every_run_succeeds(host: Host) -> None:
+    """Columns that were renamed: nothing fails, results go without a figure or are refused, and the first words of the answer say so."""
+    with duckdb.connect(str(host.database)) as connection:
+        connection.execute(
+            "CREATE TABLE renamed AS SELECT * RENAME (throughput_items_per_second AS thr, batch_size AS bs) FROM performance_results"
+        )
+        connection.execute("DROP TABLE performance_batch_results")
+        connection.execute("DROP TABLE performance_results")
+        connection.execute("ALTER TABLE renamed RENAME TO performance_results")
+    run = host.bridge.sync(SyncRequest())
+    status = get(host, "/status").json
+    assert (run.state, run.synced, run.rejected) == ("succeeded", 0, RESULTS)
+    assert status["status"] == "degraded"
+    messages = [problem["message"] for problem in status["problems"]]
+    assert messages == [warning["message"] for warning in status["connections"]["benchmark_db"]["warnings"]]
+    assert "no column for batch_size; results are refused" in messages[0]
+    assert "no column for throughput that is known" in messages[1]
+    assert " bs, " in messages[1]
+    assert " thr, " in messages[1]
+    assert status["accounting"]["rejected_by_reason"] == {"missing_batch_size": RESULTS}
+
+
+def test_a_run_that_failed_is_told_by_status_health_and_the_first_page(make_host: MakeHost) -> None:
+    """What failed and what to do about it, until a run ends well."""
+    host = make_host(predictive_mode="http", predictive_api_url="http://127.0.0.1:9")
+    assert host.bridge.sync(SyncRequest()).state == "failed"
+    health, status = get(host, "/health").json, get(host, "/status").json
+    assert (health["status"], status["status"]) == ("degraded", "degraded")
+    (problem,) = health["problems"]
+    assert problem["part"] == "last_run"
+    assert "http://127.0.0.1:9 does not answer" in problem["message"]
+    assert problem["guidance"]
+    assert [found["part"] for found in status["problems"]] == ["predictive_api", "last_run"]
+    page = host.client.get("/api/bridge/", headers={"Accept": "text/html"}).text
+    assert "The last run failed." in page
+    assert "http://127.0.0.1:9 does not answer" in page
+
+
+def test_a_page_before_anything_was_counted_does_not_say_that_all_is_accounted_for(host: Host) -> None:
+    """Nought of nought is no account."""
+    page = host.client.get("/api/bridge/", headers={"Accept": "text/html"}).text
+    assert "Nothing has been counted yet" in page
+    assert "Every result is accounted for" not in page
+    host.bridge.sync(SyncRequest())
+    assert "Every result is accounted for" in host.client.get("/api/bridge/", headers={"Accept": "text/html"}).text
 
 
 def test_status_answers_within_two_seconds_when_both_ends_hang(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
