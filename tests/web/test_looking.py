@@ -63,7 +63,7 @@ def test_status_says_what_a_file_lacks_though_every_run_succeeds(host: Host) -> 
     assert "no column for throughput that is known" in messages[1]
     assert " bs, " in messages[1]
     assert " thr, " in messages[1]
-    assert status["accounting"]["rejected_by_reason"] == {"missing_batch_size": RESULTS}
+    assert status["accounting"]["rejected_by_reason"] == {"batch_size_missing": RESULTS}
 
 
 def test_a_run_that_failed_is_told_by_status_health_and_the_first_page(make_host: MakeHost) -> None:
