@@ -250,8 +250,8 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         """Everything else under the prefix, so that here too the answer is a problem document and not the host's page."""
         if allowed := _methods_here():
             raise MethodNotAllowed(sorted(allowed), f"This route takes {' and '.join(sorted(allowed))}.")
-        if not path and request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
-            return redirect(url_for("benchbridge.pages.overview"), 308)
+        if not path and request.method == "GET":
+            return problems.only_a_page() if problems.prefers_json(request) else redirect(url_for("benchbridge.pages.overview"), 308)
         return problems.no_such_route(path)
 
     return routes

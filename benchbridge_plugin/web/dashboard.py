@@ -62,7 +62,7 @@ def create_pages(
             return None
         visitor = sessions.visitor(request)
         if visitor is None:
-            if not _wants_page():
+            if not _is_browser():
                 return problems.key_needed()
             wanted = request.full_path.rstrip("?") if request.method in _READING else None
             return redirect(url_for("benchbridge.pages.sign_in", next=sessions.own_path(request, _below_root(wanted))), 303)
@@ -119,7 +119,7 @@ def create_pages(
 
     @routes.get("/")
     def overview() -> ResponseReturnValue:
-        return pages.overview(common()) if _wants_page() else problems.no_such_route("")
+        return problems.only_a_page() if problems.prefers_json(request) else pages.overview(common())
 
     @routes.get("/view/coverage")
     def coverage() -> ResponseReturnValue:
@@ -217,8 +217,8 @@ def create_pages(
     return routes
 
 
-def _wants_page() -> bool:
-    """Whether a browser asks: other clients do not name HTML."""
+def _is_browser() -> bool:
+    """Whether a form to sign in is of any use: clients other than browsers do not name HTML, and are told of the key."""
     return "text/html" in request.headers.get("Accept", "")
 
 

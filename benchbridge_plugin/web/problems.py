@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
 from benchbridge_plugin.errors import BridgeError, ConfigError
@@ -19,8 +19,15 @@ def problem(
     status: int, code: str, detail: str, *, guidance: str = "", headers: Mapping[str, str] | None = None, **fields: object
 ) -> Response:
     """A problem document. `code` is for machines, `detail` and `guidance` are sentences."""
-    titles = {400: "Bad request", 401: "API key needed", 404: "Not found", 405: "Method not allowed", 409: "Conflict", 413: "Too large"}
-    titles |= {415: "Not JSON", 422: "Invalid value", 500: "Internal error", 502: "Predictive API", 503: "Not available"}
+    titles = {
+        400: "Bad request",
+        401: "API key needed",
+        404: "Not found",
+        405: "Method not allowed",
+        406: "Not acceptable",
+        409: "Conflict",
+    }
+    titles |= {413: "Too large", 415: "Not JSON", 422: "Invalid value", 500: "Internal error", 502: "Predictive API", 503: "Not available"}
     body = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status, "code": code, "detail": detail}
     if guidance:
         body["guidance"] = guidance
@@ -41,6 +48,20 @@ def key_needed() -> Response:
 
 def no_such_route(path: str) -> Response:
     return problem(404, "no_such_route", f"There is no route /api/bridge/{path[:200]}.", guidance="docs/host.md lists the routes.")
+
+
+def prefers_json(asking: Request) -> bool:
+    """Whether the client says that it would rather have JSON than HTML. Most say nothing, or that anything will do."""
+    return asking.accept_mimetypes.best_match(("text/html", "application/json"), "text/html") == "application/json"
+
+
+def only_a_page() -> Response:
+    return problem(
+        406,
+        "only_a_page",
+        "/api/bridge/ is the dashboard, a page for people.",
+        guidance="The same as JSON: GET /api/bridge/status. docs/host.md lists the routes.",
+    )
 
 
 def of_error(error: BridgeError) -> Response:

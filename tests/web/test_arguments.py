@@ -138,7 +138,7 @@ def test_a_method_that_is_not_allowed_is_405_and_says_which_are(lasting: Host, m
     assert answer.headers["Allow"] == allowed
 
 
-@pytest.mark.parametrize("path", ["", "/", "/nothing", "/status/", "/runs/abc", "/runs/-1", "/results/retry/more", "/" + "x" * 5_000])
+@pytest.mark.parametrize("path", ["/nothing", "/status/", "/runs/abc", "/runs/-1", "/results/retry/more", "/" + "x" * 5_000])
 def test_a_path_that_is_not_there_is_404_and_still_needs_the_key(lasting: Host, path: str) -> None:
     """A stranger does not learn which routes there are."""
     assert_problem(lasting.client.get(f"/api/bridge{path}"), 404, "no_such_route")

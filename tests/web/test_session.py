@@ -64,6 +64,29 @@ def test_a_browser_without_a_session_is_asked_to_sign_in_and_comes_back(lasting:
     assert_problem(lasting.stranger.get("/api/bridge/view/results"), 401, "key_needed")
 
 
+@pytest.mark.parametrize("accept", [None, "*/*", "text/html", HTML["Accept"], "image/png", "application/json;q=0.5,text/html"])
+def test_the_first_page_is_there_for_everybody_with_the_key(lasting: Host, accept: str | None) -> None:
+    """`curl` takes anything, and gets what docs/host.md says is there; without the slash it is told where that is."""
+    headers = {} if accept is None else {"Accept": accept}
+    page = lasting.client.get("/api/bridge/", headers=headers)
+    assert (page.status_code, page.mimetype, "<h1" in page.text) == (200, "text/html", True)
+    moved = lasting.client.get("/api/bridge", headers=headers)
+    assert (moved.status_code, moved.location) == (308, "/api/bridge/")
+    stranger = lasting.stranger.get("/api/bridge/", headers=headers)
+    assert stranger.status_code == (303 if accept and "text/html" in accept else 401)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/json, text/plain, */*", "text/html;q=0.1,application/json"])
+@pytest.mark.parametrize("path", ["/api/bridge", "/api/bridge/"])
+def test_who_wants_json_is_told_that_the_first_page_is_a_page(lasting: Host, path: str, accept: str) -> None:
+    """And where the same is as JSON. Without the key that is all that is told: 401."""
+    answer = lasting.client.get(path, headers={"Accept": accept})
+    assert_problem(answer, 406, "only_a_page")
+    assert "/api/bridge/status" in answer.json["guidance"]
+    if "text/html" not in accept:
+        assert_problem(lasting.stranger.get(path, headers={"Accept": accept}), 401, "key_needed")
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [
