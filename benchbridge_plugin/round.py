@@ -97,7 +97,9 @@ def sync_all(
             down = summary if summary.error_code in _NOBODY_ANSWERS else None
             note(feed, summary)
     done += [FileSync(file.name, file.path, RunSummary.of_error(file.error, request, began)) for file in refused if file.error is not None]
-    return sync_total(sorted(done, key=lambda part: (part.source, part.path)), request, began, now())
+    reached = limit and left <= 0 and not request.dry_run
+    waiting = sum(feed.accounting().pending for feed in feeds if feed.file.error is None) if reached else 0
+    return sync_total(sorted(done, key=lambda part: (part.source, part.path)), request, began, now(), waiting=waiting)
 
 
 _LIMIT_REACHED = "Its turn is in the next sync: the limit was reached."

@@ -224,7 +224,7 @@ class SyncEngine:
         sharing = Sharing(self._ledger, holder, source_id, batch_rows=batch_rows, sleep=self._sleep) if self._policy.share_work else None
 
         def batches(stopping: Callable[[], bool]) -> Iterator[pa.Table]:
-            return self._batches(request, plan, profile, batch_rows, sharing, stopping)
+            return self._batches(request, plan, profile, batch_rows, sharing, tally, stopping)
 
         def show(write: Write | None = None) -> None:
             for ended in sharing.ended() if sharing is not None else ():
@@ -286,6 +286,7 @@ class SyncEngine:
         profile: SinkProfile,
         batch_rows: int,
         sharing: Sharing | None,
+        tally: Tally,
         stopping: Callable[[], bool],
     ) -> Iterator[pa.Table]:
         """The plan's results, measured, batch by batch, until the limit of results to send is reached. Refused ones do not use it up."""
@@ -302,6 +303,7 @@ class SyncEngine:
             if not len(chunk):
                 back = sharing.back(stopping) if sharing is not None else None
                 if back is None:
+                    tally.cut = position < len(plan.candidates)
                     return
                 sent -= back.not_sent
                 chunk = back.results
@@ -477,12 +479,13 @@ class SyncEngine:
 
     def _summarise(self, summary: RunSummary, tally: Tally, *, state: str, error: BridgeError | None = None) -> RunSummary:
         skipped: dict[str, int] = {}
-        backlog = None
+        backlog, pending = None, 0
         with suppress(LedgerError):
             accounting = self._ledger.accounts.accounting(self.source_id)
             skipped = dict(accounting.skipped_by_reason)
-            backlog = accounting.backlog
-        return tally.summary(summary, state=state, skipped=skipped, backlog=backlog, held=self._source.holds(), error=error)
+            backlog, pending = accounting.backlog, accounting.pending
+        held = self._source.holds()
+        return tally.summary(summary, state=state, skipped=skipped, backlog=backlog, pending=pending, held=held, error=error)
 
     def _release(self, lease: Lease) -> None:
         try:

@@ -27,6 +27,7 @@ class Tally:
     settled: int = 0  # doubts of earlier runs
     adopted: int = 0
     unknown: int = 0  # about which the sink could not say whether it has them
+    cut: bool = False  # the limit left some of what was due for later runs
     doubts: dict[tuple[str, bytes], str] = field(default_factory=dict)  # of this run, with the reason code of each; counted in `failed`
     reasons: Counter[str] = field(default_factory=Counter)
     quality: Counter[str] = field(default_factory=Counter)
@@ -103,9 +104,11 @@ class Tally:
         skipped: Mapping[str, int],
         held: Mapping[str, float],
         backlog: int | None = None,
+        pending: int = 0,
         error: BridgeError | None = None,
     ) -> RunSummary:
-        """The run as it ended. `skipped`: by reason, of the last comparison; `held`: how the source was held open; `backlog`: what waits."""
+        """The run as it ended. `skipped`: by reason, of the last comparison; `held`: how the source was held open; `backlog`: what waits, of which
+        `pending` was not tried yet."""
         counts = f"{self.synced} synced, {self.rejected} refused, {self.failed} to be retried"
         if self.adopted or begun.request.get("adopt"):
             counts = f"{self.adopted} adopted, {counts}"
@@ -128,9 +131,14 @@ class Tally:
             backlog=backlog,
             held=held,
             error_code=error.code if error else None,
-            message=f"{error.message} ({counts})" if error else f"{counts}.",
+            message=f"{error.message} ({counts})" if error else f"{counts}.{left_waiting(pending) if self.cut else ''}",
             guidance=error.guidance if error else "",
         )
+
+
+def left_waiting(pending: int) -> str:
+    """What follows the counts of a run, or of a sync over several files, that ended at its limit."""
+    return f" {pending} wait{'s' if pending == 1 else ''} for the next runs: the limit was reached (0: no limit)." if pending else ""
 
 
 class Reporter:

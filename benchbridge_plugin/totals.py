@@ -11,6 +11,7 @@ from benchbridge_plugin.errors import exit_code_of
 from benchbridge_plugin.ledger import STATES
 from benchbridge_plugin.model import Accounting, FileSync, SyncRequest, SyncTotal
 from benchbridge_plugin.report import REGRESSIONS_SHOWN, coverage_by, percentage
+from benchbridge_plugin.tally import left_waiting
 
 _COUNTS = [item.name for item in fields(Accounting) if item.type == "int"]
 _SUMS = ("considered", "synced", "rejected", "failed", "in_doubt", "skipped", "settled", "adopted", "unknown")
@@ -27,8 +28,10 @@ def accounting_total(parts: Iterable[Accounting]) -> Accounting:
     return Accounting(**counts, skipped_by_reason=dict(reasons), compared_at=min(times, default=None))
 
 
-def sync_total(parts: Sequence[FileSync], request: SyncRequest, began: float, ended: float) -> SyncTotal:
-    """The sum of what was done with each file. The error is the one with the largest exit code, so that the sync's own exit code says the worst."""
+def sync_total(parts: Sequence[FileSync], request: SyncRequest, began: float, ended: float, *, waiting: int = 0) -> SyncTotal:
+    """The sum of what was done with each file. The error is the one with the largest exit code, so that the sync's own exit code says the worst.
+
+    `waiting`: how many results a limit that was reached left for later."""
     summaries = [part.summary for part in parts]
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in _SUMS}
     reasons: Counter[str] = Counter()
@@ -58,7 +61,7 @@ def sync_total(parts: Sequence[FileSync], request: SyncRequest, began: float, en
             **{name: max((part[name] for part in held), default=0.0) for name in ("p95_ms", "max_ms")},
         },
         error_code=worst.summary.error_code if worst else None,
-        message=_sentence(parts, bad, worst, sums, request),
+        message=_sentence(parts, bad, worst, sums, request, waiting),
         guidance=worst.summary.guidance if worst else "",
         request=asdict(request),
         sources=parts,
@@ -66,7 +69,7 @@ def sync_total(parts: Sequence[FileSync], request: SyncRequest, began: float, en
 
 
 def _sentence(
-    parts: Sequence[FileSync], bad: Sequence[FileSync], worst: FileSync | None, sums: Mapping[str, int], request: SyncRequest
+    parts: Sequence[FileSync], bad: Sequence[FileSync], worst: FileSync | None, sums: Mapping[str, int], request: SyncRequest, waiting: int
 ) -> str:
     counts = f"{sums['synced']} synced, {sums['rejected']} refused, {sums['failed']} to be retried"
     if request.dry_run:
@@ -75,7 +78,7 @@ def _sentence(
         counts = f"{sums['adopted']} adopted, {counts}"
     files = f"{len(parts)} benchmark file{'' if len(parts) == 1 else 's'}"
     if worst is None:
-        return f"{counts}, over {files}."
+        return f"{counts}, over {files}.{left_waiting(waiting)}"
     return f"{len(bad)} of {files} could not be synced. {worst.source}: {worst.summary.message} ({counts}, over all)"
 
 

@@ -374,6 +374,7 @@ def test_a_limit_bounds_the_whole_sync_and_every_file_has_its_turn(put: Any, ope
     bridge = open_bridge("huge.duckdb", "small.duckdb", sync_limit=5)
     done: Counter[str] = Counter()
     first = bridge.sync_recent_results()
+    assert first["message"].endswith(", over 2 benchmark files. 17 wait for the next runs: the limit was reached (0: no limit).")
     assert of_each(first, "synced") == {"huge": 5, "small": 0}
     assert "the limit was reached" in of_each(first, "message")["small"]
     assert bridge.accounting(source="small")["pending"] == 2, "compared all the same"
@@ -384,7 +385,8 @@ def test_a_limit_bounds_the_whole_sync_and_every_file_has_its_turn(put: Any, ope
         done.update({part.source: part.summary.synced for part in summary.sources})
         check_accounts(bridge)
     assert done == {"huge": 15, "small": 2}
-    assert bridge.sync(SyncRequest(limit=0)).synced == 0
+    last = bridge.sync(SyncRequest(limit=0))
+    assert (last.synced, "wait" in last.message) == (0, False)
 
 
 def test_a_dry_run_is_bounded_and_moves_nothing(put: Any, open_bridge: MakeBridge, api: BaseContractServer) -> None:

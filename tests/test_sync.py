@@ -49,8 +49,9 @@ def test_the_limit_counts_what_was_handed_over_and_not_what_was_refused_before(w
     world.database.execute("UPDATE performance_results SET precision = 'int2' WHERE result_id <= 6")
     summary = world.sync(limit=4)
     assert (summary.synced, summary.rejected) == (4, 6)
-    assert world.sync(limit=1).synced == 1
-    assert world.sync(limit=0).synced == 1
+    assert summary.message == "4 synced, 6 refused, 0 to be retried. 2 wait for the next runs: the limit was reached (0: no limit)."
+    assert world.sync(limit=1).message.endswith(" 1 waits for the next runs: the limit was reached (0: no limit).")
+    assert world.sync(limit=1).message == "1 synced, 0 refused, 0 to be retried.", "the limit was met, and left nothing"
     assert Counter(scripted.sent) == Counter(str(number) for number in range(7, 13))
 
 

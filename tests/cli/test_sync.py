@@ -40,6 +40,7 @@ def test_limit_and_all_say_how_many(run: Run, to_api: list[str], api: BaseContra
     """--limit counts what is sent; what is left is pending, and the command says how to send it."""
     done = run("sync", *to_api, "--limit", 3)
     assert len(api.rows) == 3
+    assert f"3 synced, 0 refused, 0 to be retried. {RESULTS - 3} wait for the next runs: the limit was reached (0: no limit).\n" in done.out
     assert "benchbridge sync --all" in done.out
     done = run("sync", *to_api, "--all")
     assert len(api.rows) == RESULTS - REFUSED
