@@ -32,6 +32,7 @@ _LONGEST_WAIT_S = 600.0
 _READING_WAIT_S = 60.0
 _RECENT_S = 2.0  # how old a plan may be: who asks all the time keeps the predictor no busier
 _LARGEST_ID = 2**31 - 1  # of a row
+_JOINED = "This run was under way already and keeps its own arguments. For yours, ask again when it has ended."
 _CURSOR = re.compile(r"([0-9]{1,9}:)?[0-9a-f]{32}\..{1,867}", re.DOTALL)
 _STATES = {name: state for state, name in STATE_NAMES.items()}
 
@@ -82,10 +83,11 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
             return jsonify(run_as_json(bridge.sync(asked, source=source).as_dict()))
         run_id, joined = bridge.start_sync(asked, source=source)
         location = {"Location": url_for("benchbridge.run", run_id=run_id)}
+        of_joining = {"joined": joined, **({"note": _JOINED} if joined else {})}
         if not wait:
-            return jsonify({"run_id": run_id, "joined": joined, "state": "running"}), 202, location
+            return jsonify({"run_id": run_id, **of_joining, "state": "running"}), 202, location
         found = bridge.wait_for_run(run_id, _LONGEST_WAIT_S) or {}
-        return jsonify({**found, "joined": joined}), 202 if found.get("state") == "running" else 200, location
+        return jsonify({**found, **of_joining}), 202 if found.get("state") == "running" else 200, location
 
     @routes.get("/runs")
     def runs() -> ResponseReturnValue:
@@ -220,7 +222,7 @@ def create_blueprint(bridge: BenchmarkPredictivePerformanceBridge) -> Blueprint:
         answer: dict[str, Any] = bridge.set_schedule(paused=given.get("paused"), interval_minutes=given.get("interval_minutes"))
         if given.get("run_now"):
             run_id, joined = bridge.start_sync(SyncRequest(kind="http"))
-            answer |= {"run_id": run_id, "joined": joined}
+            answer |= {"run_id": run_id, "joined": joined, **({"note": _JOINED} if joined else {})}
         return jsonify(answer)
 
     @routes.post("/verify")

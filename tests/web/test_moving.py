@@ -60,13 +60,16 @@ def test_a_sync_can_be_waited_for(host: Host) -> None:
 def test_a_second_sync_joins_the_one_that_runs(slow_host: tuple[Host, BaseContractServer, threading.Event]) -> None:
     """Two callers, one run: the second one gets the number of the first one's run."""
     host, _, gate = slow_host
-    first = post(host, "/sync")
-    second = post(host, "/sync")
+    first = post(host, "/sync", limit=3)
+    second = post(host, "/sync", limit=0)
     assert (second.status_code, second.json["run_id"], second.json["joined"]) == (202, first.json["run_id"], True)
+    assert "keeps its own arguments" in second.json["note"]
+    assert "keeps its own arguments" in post(host, "/schedule", run_now=True).json["note"]
     status = host.client.get("/api/bridge/status").json
     assert (status["last_run"]["state"], status["lease"]["run_id"]) == ("running", first.json["run_id"])
     gate.set()
-    assert wait(host, first.json["run_id"])["state"] == "succeeded"
+    ended = wait(host, first.json["run_id"])
+    assert (ended["state"], ended["request"]["limit"]) == ("succeeded", 3)
     for thread in threading.enumerate():  # the lease is given back after the end of the run is recorded
         if thread.name == "benchbridge-sync":
             thread.join(30)
