@@ -183,7 +183,7 @@ def report(ctx: click.Context, /, output: Path | None, kind: str | None, as_json
 @_options("benchmark_db", "api_url", "api_key", "ledger", "config")
 @click.pass_context
 def service(ctx: click.Context, /, log_file: str | None, **given: Any) -> None:
-    """Sync on the schedule until stopped (SIGTERM or Ctrl-C), without a web server. Each cycle writes a report to report_output_dir."""
+    """Sync on the schedule until stopped (SIGTERM or Ctrl-C), without a web server. A cycle with something to do writes a report."""
     import logging
 
     from benchbridge_plugin.urls import redact_url
