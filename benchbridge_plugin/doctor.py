@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from benchbridge_plugin._version import __version__
-from benchbridge_plugin.as_json import iso
 from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.config import BridgeConfig
 from benchbridge_plugin.errors import BridgeError
 from benchbridge_plugin.files import BenchmarkFile
+from benchbridge_plugin.finding import Finding, bad
 from benchbridge_plugin.gaps import Gap, gaps, listed
+from benchbridge_plugin.ledger_doctor import look_at_ledger
 from benchbridge_plugin.model import CONTRACT_HARDWARE, RunSummary, SyncRequest, SyncTotal
+from benchbridge_plugin.parts import rules_of
 from benchbridge_plugin.rehearsal import Refused, Rehearsal
 
+__all__ = ["Finding", "examine"]
+
 _LOSSES = {"non_finite_dropped", "extras_unreadable", "figures_disagree"}  # remarks that tell of more than an assumption
-_CLOCKS_APART_S = 60.0
+_TOO_OLD = "older_than_lookback"
 _PATIENCE_S = 10.0  # for one answer of the API: whoever asks a doctor waits in front of a screen
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: `level` is ok, warning or error."""
-
-    level: str
-    part: str
-    message: str
-    guidance: str = ""
-    exit_code: int = 0
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
@@ -46,8 +33,9 @@ def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
     try:
         settings = config()
     except BridgeError as error:
-        return [*findings, _bad("config", error)]
-    findings.append(Finding("ok", "config", "read and checked"))
+        return [*findings, bad("config", error)]
+    off = "; enabled is false: a server adds no routes, and the command line does not ask for it"
+    findings.append(Finding("ok", "config", f"read and checked{'' if settings.enabled else off}"))
     with tempfile.TemporaryDirectory(prefix="benchbridge-doctor-") as directory:
         scratch = settings.with_changes(
             ledger_url=str(Path(directory) / "ledger.sqlite"),
@@ -57,7 +45,7 @@ def examine(config: Callable[[], BridgeConfig]) -> list[Finding]:
         with BenchmarkPredictivePerformanceBridge(config=scratch) as bridge:
             source = _source(bridge)
             sink = _sink(bridge, settings)
-            findings += [*source, *_ledger(settings), *sink, *_webhook(settings)]
+            findings += [*source, *look_at_ledger(settings), *sink, *_webhook(settings)]
             readable = any(finding.level == "ok" for finding in source)
             if readable and all(finding.level != "error" for finding in sink):
                 findings += _forecast(bridge)
@@ -80,11 +68,11 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
             return _sources(bridge, each)
         layout = bridge.source_layout()
     except BridgeError as error:
-        return [_bad("benchmark db", error)]
+        return [bad("benchmark db", error)]
     roles = layout.roles
-    columns = ", ".join(f"{role} ({roles[role]})" for role in sorted(roles))
-    findings = [Finding("ok", "benchmark db", f"{bridge.config.files.label} is readable; roles found: {columns}")]
-    return findings + [_lacking(gap) for gap in gaps(bridge.config, roles, layout.unread)]
+    message = f"{bridge.config.files.label} is readable; roles found:"
+    readable = Finding("ok", "benchmark db", message, roles={role: roles[role] for role in sorted(roles)})
+    return [readable, *(_lacking(gap) for gap in gaps(bridge.config, roles, layout.unread))]
 
 
 def _sources(
@@ -95,7 +83,7 @@ def _sources(
         nothing = bridge.config.files.nothing_found()
         return [Finding("warning", "benchmark db", nothing.message, nothing.guidance)]
     readable = [(file, roles) for file, roles in each if not isinstance(roles, BridgeError)]
-    findings = [_bad("benchmark db", found) for _, found in each if isinstance(found, BridgeError)]
+    findings = [bad("benchmark db", found) for _, found in each if isinstance(found, BridgeError)]
     if readable:
         named = [file.name for file, _ in readable]
         message = f"{len(readable)} of {len(each)} benchmark files are readable: {listed(named)}"
@@ -115,81 +103,11 @@ def _lacking(gap: Gap) -> Finding:
     return Finding("warning", "benchmark db", gap.message, gap.guidance)
 
 
-def _ledger(config: BridgeConfig) -> list[Finding]:
-    """The ledger, and the clock as far as the ledger's past tells it. Looks without `Ledger`, which would make the tables, or bring them up to date."""
-    from sqlalchemy import create_engine, func, inspect, select
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from benchbridge_plugin.ledger.schema import ledger_meta, runs
-
-    latest = None
-    try:
-        url = make_url(config.resolved_ledger_url)
-        place = url.render_as_string(hide_password=True)
-        if url.get_backend_name() == "sqlite":
-            path = Path(url.database or "")
-            place = str(path)
-            if finding := _not_there(path):
-                return [finding, _clock(None)]
-            url = make_url(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
-        engine = create_engine(url)
-        try:
-            with engine.connect() as connection:
-                tables = inspect(connection).get_table_names()
-                known = ledger_meta.name in tables
-                found = connection.execute(select(ledger_meta.c.value).where(ledger_meta.c.name == "version")).scalar() if known else None
-                if known and runs.name in tables:
-                    latest = connection.execute(select(func.max(runs.c.started_at))).scalar()
-        finally:
-            engine.dispose()
-    except (SQLAlchemyError, ImportError) as error:
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        message = f"the ledger cannot be read: {cause}"
-        guidance = "Check ledger_url (--ledger); docs/operations.md says more."
-        return [Finding("error", "ledger", message, guidance, 2), _clock(None)]
-    return [_of_version(place, int(found or 0), tables), _clock(latest)]
-
-
-def _of_version(place: str, version: int, tables: Sequence[str]) -> Finding:
-    from benchbridge_plugin.ledger.schema import VERSION
-
-    if version > VERSION:
-        message = f"{place} has version {version}, and this benchbridge knows versions up to {VERSION}"
-        return Finding("error", "ledger", message, "Upgrade benchbridge: pip install -U benchbridge.", 2)
-    if version == 0 and tables:
-        message = f"{place} holds something else ({', '.join(tables[:3])}); the next sync would add its tables to it"
-        return Finding("warning", "ledger", message, "Check ledger_url (--ledger).")
-    if 0 < version < VERSION:
-        return Finding("ok", "ledger", f"{place} has version {version}; the next sync brings it up to date")
-    return Finding("ok", "ledger", f"{place} is readable" if version else f"{place} is empty; the first sync makes its tables")
-
-
-def _clock(latest_run: float | None) -> Finding:
-    """The look-back and the times of runs go by this machine's clock. A run of the past that began in the future shows that it was set back."""
-    now = time.time()
-    if latest_run is not None and latest_run > now + _CLOCKS_APART_S:
-        message = f"it is {iso(now)} here, and the ledger has a run of {iso(latest_run)}: this clock, or that of another host, is wrong"
-        return Finding("warning", "clock", message, "Set the clock (NTP). Nothing is lost: waiting times and leases move along.")
-    return Finding("ok", "clock", f"it is {iso(now)}")
-
-
-def _not_there(path: Path) -> Finding | None:
-    """What there is to say without opening the file: it is missing, or may not be written."""
-    if not path.parent.is_dir():
-        return Finding("error", "ledger", f"there is no directory {path.parent}", "Create it, or set ledger_url (--ledger).", 2)
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        return Finding(
-            "error", "ledger", f"{path} may not be written by this user", "Allow it, or set ledger_url (--ledger) to another place.", 2
-        )
-    return None if path.exists() else Finding("ok", "ledger", f"{path} is not there yet; the first sync makes it")
-
-
 def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) -> list[Finding]:
     try:
         name, profile = bridge.sink_profile()
     except BridgeError as error:
-        return [_bad("predictive API", error)]
+        return [bad("predictive API", error)]
     capabilities = ", ".join(sorted(profile.capabilities)) or "none: the base contract"
     takes = f"hardware {', '.join(profile.hardware)}; precision {', '.join(profile.precisions)}; mode {', '.join(profile.modes)}"
     findings = [
@@ -198,6 +116,11 @@ def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) ->
     ]
     if not set(profile.hardware) >= set(CONTRACT_HARDWARE):
         findings.append(Finding("warning", "predictive API", "it takes less hardware than the base contract names"))
+    assumed = rules_of(config).precision_assumed
+    if assumed is not None and assumed not in profile.precisions:
+        message = f"it does not take default_precision ({config.default_precision}): results that state no precision would be refused"
+        guidance = f"Set default_precision to one of: {', '.join(profile.precisions)}."
+        findings.append(Finding("warning", "predictive API", message, guidance))
     if config.measurement_source == "plain" and not profile.capabilities & {"lookup", "idempotency"}:
         findings.append(
             Finding(
@@ -227,7 +150,7 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     try:
         summary = bridge.sync(SyncRequest(kind="doctor", days=0, limit=0, dry_run=True))
     except BridgeError as error:
-        return [_bad("results", error)]
+        return [bad("results", error)]
     whole = "all files" if bridge.config.files.several else "the whole file"
     findings = [
         Finding(
@@ -241,6 +164,7 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
             "Check that the benchmark runner writes to it." if not bridge.config.files.several else "Check that the runners write to them."
         )
         findings = [Finding("warning", "results", f"{whole} {'have' if bridge.config.files.several else 'has'} no results yet", guidance)]
+    findings += _narrowed(bridge, summary)
     reasons = [f"{code} ({count})" for code, count in sorted(summary.reasons.items(), key=lambda item: -item[1])]
     if summary.rejected:
         findings.append(Finding("warning", "results", "not sent: " + ", ".join(reasons), "docs/reasons.md says what to do about each."))
@@ -252,6 +176,33 @@ def _forecast(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     return findings + [_example(one) for part in _parts(summary) for one in part.refused_examples]
 
 
+def _narrowed(bridge: BenchmarkPredictivePerformanceBridge, whole: RunSummary) -> list[Finding]:
+    """What a run as configured takes of that, where it is less: a look-back or a limit that leaves results out is seldom noticed."""
+    days, limit, several = bridge.config.sync_days_lookback, bridge.config.sync_limit, bridge.config.files.several
+    due = whole.synced + whole.rejected
+    too_old = 0
+    if days and due:
+        try:  # all files are compared with the look-back; how many of what is left would be sent is not asked
+            narrow = bridge.sync(SyncRequest(kind="doctor", limit=0 if several else 1, dry_run=True))
+        except BridgeError as error:
+            return [bad("results", error)]
+        too_old = narrow.reasons.get(_TOO_OLD, 0)
+    said, keys, options = [], [], []
+    if limit and limit < min(whole.synced, due - too_old):
+        said.append(f"sends at most {limit} (sync_limit)")
+        keys.append("sync_limit")
+        options.append("--all")
+    if too_old:
+        said.append(f"leaves out {too_old} older than {days} days (sync_days_lookback)")
+        keys.append("sync_days_lookback")
+        options.append("--days 0")
+    if not said:
+        return []
+    nothing = "; that is all there is" if too_old >= due else ""
+    guidance = f"Set {' and '.join(keys)} to 0 to take all, or once: benchbridge sync {' '.join(options)}."
+    return [Finding("warning" if nothing else "ok", "results", f"a run as configured {' and '.join(said)}{nothing}", guidance)]
+
+
 def _parts(summary: RunSummary) -> list[Rehearsal]:
     """The dry run, or of several files each."""
     each = [part.summary for part in summary.sources] if isinstance(summary, SyncTotal) else [summary]
@@ -261,7 +212,3 @@ def _parts(summary: RunSummary) -> list[Rehearsal]:
 def _example(refused: Refused) -> Finding:
     said = ", ".join(f"{column} is {value!r}" for column, value in refused.values.items())
     return Finding("warning", "results", f"{refused.reason_code}, for example result {refused.result_id}: {said or refused.reason}")
-
-
-def _bad(part: str, error: BridgeError) -> Finding:
-    return Finding("error", part, error.message, error.guidance, error.exit_code)

@@ -378,6 +378,12 @@ class Rules:
     default_batch_size: int | None = None
     keyed: bool = True
 
+    @property
+    def precision_assumed(self) -> str | None:
+        """What is sent where a result states no precision, as the predictive API calls it; None: such results are refused."""
+        said = (self.default_precision or "").strip(_BLANK).lower()
+        return {**PRECISION_ALIASES, **_named(self.precision_aliases)}.get(said, said) or None
+
 
 def _named(aliases: Mapping[str, str]) -> dict[str, str]:
     """The aliases by the name that rows are looked up by: a user writes it as it stands in the database."""
@@ -401,7 +407,6 @@ class Mapper:
         self._statements: dict[str, duckdb.Statement] = {}
         hardware = {**HARDWARE_ALIASES, **_named(rules.hardware_aliases)}
         precisions = {**PRECISION_ALIASES, **_named(rules.precision_aliases)}
-        default = (rules.default_precision or "").strip(_BLANK).lower()
         self._said: dict[str, object] = {
             "blank": _BLANK,
             "hardware_names": list(hardware),
@@ -410,7 +415,7 @@ class Mapper:
             "precision_meanings": list(precisions.values()),
             "priority": list(rules.priority_models),
             **_of_source(rules.source_name),
-            "default_precision": precisions.get(default, default) or None,
+            "default_precision": rules.precision_assumed,
             "default_batch_size": rules.default_batch_size,
             "default_sequence_length": rules.default_sequence_length,
             "keyed": rules.keyed,

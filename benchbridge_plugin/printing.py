@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from benchbridge_plugin.bridge import BenchmarkPredictivePerformanceBridge
-    from benchbridge_plugin.doctor import Finding
+    from benchbridge_plugin.finding import Finding
     from benchbridge_plugin.model import RunSummary
     from benchbridge_plugin.verification import Verification
 
@@ -175,12 +175,17 @@ def _some(names: Any) -> str:
 
 
 def print_findings(findings: Iterable[Finding], *, width: int | None) -> None:
-    """A line for each finding of the doctor, and below it what to do. On a terminal, which has a width, long ones go on below their beginning."""
+    """A line for each finding of the doctor, and below it what to do, or the column of each role. On a terminal, which has a width, long ones go on
+    below their beginning."""
     for finding in findings:
         start = f"{finding.level:<7}  {finding.part:<14}  "
-        for text, first in ((finding.message, start), (finding.guidance, " " * (len(start) + 2))):
-            if text:
-                click.echo(_hung(plain(text), first, width))
+        below = " " * (len(start) + 2)
+        click.echo(_hung(plain(finding.message), start, width))
+        longest = max(map(len, finding.roles), default=0)
+        for role, column in finding.roles.items():
+            click.echo(f"{below}{role:<{longest}}  {plain(column)}")
+        if finding.guidance:
+            click.echo(_hung(plain(finding.guidance), below, width))
 
 
 def _hung(text: str, first: str, width: int | None) -> str:

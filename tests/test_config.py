@@ -101,6 +101,14 @@ def test_the_environment_has_only_text_and_that_is_parsed(key: str, text: str, v
     assert getattr(load(environ={f"BENCHBRIDGE_{key.upper()}": text}), key) == value
 
 
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("On", True), ("1", True), ("no", False), ("OFF", False), ("0", False)])
+def test_a_bool_may_be_text_in_a_file_too(text: str, value: bool, tmp_path: Path) -> None:
+    """By the rule of the environment, as docs/configuration.md says; a number is none."""
+    assert load(written(tmp_path / "c.json", {"enabled": text, "strict": text})) == BridgeConfig(enabled=value, strict=value)
+    with pytest.raises(ConfigError, match=r"enabled .* must be true or false, not 1"):
+        load(written(tmp_path / "c.json", {"enabled": 1}))
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_an_empty_variable_counts_as_not_set(key: str) -> None:
     """As a compose file leaves it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import time
@@ -20,7 +21,7 @@ from benchbridge_plugin.doctor import Finding, examine
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.printing import print_findings
 from tests.kit.base_contract import BaseContractServer
-from tests.kit.layouts import build
+from tests.kit.layouts import BenchmarkDatabase, build
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def rewritten(database: Path, results: str) -> None:
 
 def look(database: Path, api: BaseContractServer, **settings: Any) -> dict[str, list[Finding]]:
     """The findings by part."""
-    config = BridgeConfig().with_changes(benchmark_db_path=str(database), predictive_api_url=api.url, **settings)
+    config = BridgeConfig(enabled=True).with_changes(benchmark_db_path=str(database), predictive_api_url=api.url, **settings)
     findings: dict[str, list[Finding]] = {}
     for finding in examine(lambda: config):
         findings.setdefault(finding.part, []).append(finding)
@@ -69,7 +70,8 @@ def test_a_healthy_setup_is_all_ok_and_says_what_a_sync_would_do(database: Path,
     assert (found["results"][1].level, "precision_unsupported (18)" in found["results"][1].message) == ("warning", True)
     assert "precision_unsupported, for example result" in found["results"][2].message
     assert "performance_results.precision is 'bf16'" in found["results"][2].message
-    assert "latency_ms (performance_results.average_latency_ms)" in found["benchmark db"][0].message
+    assert found["benchmark db"][0].roles["latency_ms"] == "performance_results.average_latency_ms"
+    assert [finding.message for finding in found["config"]] == ["read and checked"]
     assert {path: path.stat().st_mtime_ns for path in database.parent.iterdir()} == {
         path: stat.st_mtime_ns for path, stat in before.items()
     }
@@ -238,6 +240,54 @@ def test_figures_that_are_no_numbers_are_a_warning_and_assumptions_are_not(datab
     assert (dropped.level, "non_finite_dropped (22)" in dropped.message) == ("warning", True)
 
 
+def test_what_is_off_in_a_server_is_said(database: Path, api: BaseContractServer) -> None:
+    """Everything else may be well, and there are no routes; to the command line it is all the same."""
+    (finding,) = look(database, api, enabled=False)["config"]
+    assert (finding.level, "enabled is false: a server adds no routes" in finding.message) == ("ok", True)
+
+
+@pytest.mark.parametrize(("said", "wrong"), [("fp61", True), ("bfp16", True), (" FP32", False), ("float32", False), ("mine", False)])
+def test_an_assumed_precision_that_the_api_does_not_take_is_a_warning(
+    database: Path, api: BaseContractServer, said: str, wrong: bool
+) -> None:
+    """By the names that the mapping goes by, aliases included."""
+    found = look(database, api, default_precision=said, precision_aliases={"mine": "fp16"})["predictive API"]
+    warned = [finding for finding in found if "default_precision" in finding.message]
+    assert [finding.level for finding in warned] == ["warning"] * wrong
+    assert all("Set default_precision to one of: fp32" in finding.guidance for finding in warned)
+
+
+def narrowed(found: dict[str, list[Finding]]) -> list[tuple[str, str, str]]:
+    return [(one.level, one.message, one.guidance) for one in found["results"] if "as configured" in one.message]
+
+
+@pytest.mark.parametrize("pattern", ["bench.duckdb", "*.duckdb"])
+def test_what_a_run_as_configured_leaves_out_is_said_with_the_key_to_change(database: Path, api: BaseContractServer, pattern: str) -> None:
+    """What the whole file could send is of no use to somebody whose look-back or limit keeps it from being sent."""
+    files = database.parent / pattern
+    assert narrowed(look(files, api)) == []
+    limited = (
+        "ok",
+        "a run as configured sends at most 3 (sync_limit)",
+        "Set sync_limit to 0 to take all, or once: benchbridge sync --all.",
+    )
+    assert narrowed(look(files, api, sync_limit=3)) == [limited]
+    BenchmarkDatabase(database).execute("UPDATE test_runs SET started_at = NULL")
+    aged = "UPDATE performance_results SET created_at = now() - INTERVAL 100 DAY"
+    BenchmarkDatabase(database).execute(f"{aged} WHERE result_id <= 30")
+    ((level, said, guidance),) = narrowed(look(files, api, sync_limit=3))
+    assert (level, said) == (
+        "ok",
+        "a run as configured sends at most 3 (sync_limit) and leaves out 30 older than 30 days (sync_days_lookback)",
+    )
+    assert guidance == "Set sync_limit and sync_days_lookback to 0 to take all, or once: benchbridge sync --all --days 0."
+    BenchmarkDatabase(database).execute(aged)
+    ((level, said, guidance),) = narrowed(look(files, api))
+    assert (level, said) == ("warning", "a run as configured leaves out 40 older than 30 days (sync_days_lookback); that is all there is")
+    assert guidance == "Set sync_days_lookback to 0 to take all, or once: benchbridge sync --days 0."
+    assert narrowed(look(files, api, sync_days_lookback=0, sync_limit=0)) == []
+
+
 def test_plain_sources_without_lookup_are_warned_about(database: Path, api: BaseContractServer) -> None:
     """A server that cannot be asked leaves results in doubt."""
     found = look(database, api, measurement_source="plain")["predictive API"]
@@ -265,9 +315,11 @@ def test_the_command_has_the_exit_code_of_the_first_fault(
     assert ("error  " in out) is (code > 0)
     with pytest.raises(SystemExit):
         group.main(["doctor", *words, "--json"], prog_name="benchbridge")
-    import json
-
-    assert {finding["level"] for finding in json.loads(capsys.readouterr().out)} <= {"ok", "warning", "error"}
+    found = json.loads(capsys.readouterr().out)
+    assert {finding["level"] for finding in found} <= {"ok", "warning", "error"}
+    for finding in (one for one in found if "roles" in one):
+        assert finding["message"].endswith(", ".join(f"{role} ({column})" for role, column in finding["roles"].items()))
+    assert ["roles" in finding for finding in found if finding["part"] == "benchmark db"] == [fault != "file"] * (fault != "config")
 
 
 def test_the_defaults_are_examined_when_nothing_is_configured() -> None:
@@ -288,3 +340,15 @@ def test_findings_are_told_in_lines_of_the_terminals_width(capsys: pytest.Captur
     for width in (None, 40):
         print_findings(findings, width=width)
         assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_roles_are_told_one_in_a_line(width: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal or not: a file has a dozen, and nobody reads them in one line of 680 characters."""
+    print_findings(
+        [Finding("ok", "benchmark db", "bench.duckdb is readable; roles found:", roles={"model": "m.name", "id": "r.\x1b"})], width=width
+    )
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.endswith("roles found:")
+    assert [line.split() for line in rest] == [["model", "m.name"], ["id", "r.?"]]
+    assert len({line.index(column) for line, column in zip(rest, ("m.name", "r.?"), strict=True)}) == 1
