@@ -1,5 +1,6 @@
 """The bridge behind a FastAPI application. What is not said here comes from BENCHBRIDGE_... in the environment."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from flask import Flask
 from benchbridge_plugin import init_app
 from benchbridge_plugin.plugin import start, stop
 
+logging.basicConfig(level=logging.INFO)  # or INFO lines of the bridge are seen nowhere: uvicorn shows its own
 flask = Flask(__name__)
 init_app(flask, {"enabled": True, "auto_sync_enabled": True})
 

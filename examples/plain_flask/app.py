@@ -1,5 +1,7 @@
 """The bridge in a Flask application that knows no plugins. What is not said here comes from BENCHBRIDGE_... in the environment."""
 
+import logging
+
 from flask import Flask
 
 from benchbridge_plugin import init_app
@@ -17,4 +19,5 @@ def create_app() -> Flask:
     return app
 
 
+logging.basicConfig(level=logging.INFO)  # or INFO lines of the bridge are seen nowhere: gunicorn shows its own
 app = create_app()
