@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 2.0
+_WHEN_LATE = {
+    "benchmark_db": "Check benchmark_db_path and the disk that it is on; benchbridge doctor waits longer.",
+    "predictive_api": "Check predictive_api_url (http or https?) and that the server runs; benchbridge doctor waits longer and says more.",
+}
 _ROUTE = "/api/predictive-performance/record-measurement"
 _PATH_SQL = "SELECT path FROM system.main.duckdb_databases() WHERE database_name = system.main.current_database()"
 
@@ -92,7 +96,7 @@ class Ends:
 
     def connections(self, *, recent_s: float = 0.0) -> dict[str, dict[str, object]]:
         """How source and sink are: `{"ok": bool | None, "name", "error", "guidance", ...}` each. Both are asked at once, and within 2 s it
-        is over: `ok` is None for one that has not answered by then.
+        is over: `ok` is None for one that has not answered by then, and how it was before is told, if that was not well.
 
         That all is well is said again for `recent_s`, and asked anew behind the caller's back in the second half of it: who asks all the time, as
         monitors do, waits for nobody, and keeps neither the file nor the API busy. What is wrong is looked at each time.
@@ -116,7 +120,7 @@ class Ends:
             try:
                 answers[name] = future.result(max(deadline - time.monotonic(), 0.0))
             except TimeoutError:
-                answers[name] = {"ok": None, "name": names[name], "error": f"no answer within {CHECK_TIMEOUT_S:g} s"}
+                answers[name] = {"ok": None, "name": names[name], **self._late(name)}
         return answers
 
     def close(self) -> None:
@@ -139,13 +143,22 @@ class Ends:
                 threading.Thread(target=self._fulfil, args=(name, future, look), name=f"benchbridge-check-{name}", daemon=True).start()
             return future
 
+    def _late(self, name: str) -> dict[str, object]:
+        late = f"no answer within {CHECK_TIMEOUT_S:g} s"
+        _, before = self._answered.get(name, (0.0, None))
+        if before is None or before["ok"]:
+            return {"error": late, "guidance": _WHEN_LATE[name]}
+        return {"error": f"{late}; the last time: {before['error']}", "guidance": before["guidance"]}
+
     def _fulfil(self, name: str, future: Future[dict[str, object]], look: Callable[[], dict[str, object]]) -> None:
         try:
             answer = look()
         except Exception as error:  # the edge of a thread
-            if not isinstance(error, BridgeError):
+            if isinstance(error, BridgeError):
+                answer = {"ok": False, "error": error.message, "guidance": error.guidance}
+            else:
                 _logger.exception("a connection check failed")
-            answer = {"ok": False, "error": str(error)}
+                answer = {"ok": False, "error": str(error), "guidance": "Look at the server's log."}
         self._answered[name] = (time.monotonic(), answer)
         future.set_result(answer)
 

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from benchbridge_plugin.errors import SinkDenied, SinkUnreachable
 from benchbridge_plugin.model import Answer, Fate
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
+from benchbridge_plugin.sinks.verdicts import unusable
 from tests.conftest import MakeSink, World, doubts_of, fill, go_on, make_batch
-from tests.kit.base_contract import BASE, BaseContractServer
+from tests.kit.base_contract import BASE, LISTING, BaseContractServer, Fault
 from tests.liar import Liar
 
 UNSTORABLE = "\ud800 and \0"
@@ -234,6 +236,67 @@ def test_a_server_that_takes_no_connection_was_not_sent_anything(monkeypatch: py
     assert answer == NotSent("no connection within the time limit")
 
 
+@contextlib.contextmanager
+def raw(answer: bytes | None) -> Iterator[str]:
+    """Host and port of a server that reads once and answers these bytes; None: it waits, and leaves the other side waiting."""
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                held.append(connection)
+                connection.recv(65_536)
+                if answer is not None:
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in held:
+            connection.close()
+
+
+NGINX = b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "said"),
+    [
+        ("https", None, "it takes the connection and does not answer in TLS (is it http, not https?)"),
+        ("https", b"", "it takes the connection and does not answer in TLS (is it http, not https?)"),
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "what is there does not speak TLS (is it http, not https?)"),
+        ("http", b"", "remote end closed connection (is it https, not http?)"),
+        ("http", b"\x15\x03\x01\x00\x02\x02\x46", "what is there does not speak HTTP (is it https, not http?)"),
+        ("http", b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(NGINX), NGINX), "is it https, not http?"),
+    ],
+    ids=["silent", "closed", "http", "closing", "alert", "nginx"],
+)
+def test_a_url_with_the_wrong_scheme_is_asked_about(
+    http_sink: MakeSink, monkeypatch: pytest.MonkeyPatch, scheme: str, answer: bytes | None, said: str
+) -> None:
+    """Also where the server only waits for a request that makes sense to it, as waitress does. It is a question: what else it may be is not known."""
+    monkeypatch.setattr("benchbridge_plugin.sinks.exchange._CONNECT_TIMEOUT_S", 0.2)
+    with raw(answer) as place, pytest.raises(SinkUnreachable) as caught:
+        http_sink(f"{scheme}://{place}").profile()
+    assert said in str(caught.value)
+    assert "predictive_api_url" in caught.value.guidance
+
+
+def test_a_server_that_has_answered_before_is_not_asked_about_its_scheme(server: BaseContractServer) -> None:
+    """It just closed the connection."""
+    exchange = Exchange(server.url, api_key=None, timeout_s=5.0)
+    assert isinstance(exchange.call("GET", f"{BASE}/health"), Reply)
+    server.faults.add(Fault.RESET_BEFORE_STORE, None, on=LISTING)
+    answer = exchange.call("GET", f"{BASE}/measurements?limit=1")
+    exchange.close()
+    assert answer == NoAnswer("connection reset by peer")
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_a_server_whose_certificate_nobody_vouches_for_is_not_sent_anything(liar: Liar, tmp_path: Path) -> None:
     """With the certificate as `ca_bundle` it is; without one a key must not go to whoever answers."""
@@ -246,12 +309,17 @@ def test_a_server_whose_certificate_nobody_vouches_for_is_not_sent_anything(liar
     context.load_cert_chain(made, key)
     liar._listener.socket = context.wrap_socket(liar._listener.socket, server_side=True)
     answers = []
-    for ca_bundle in (None, str(made)):
-        exchange = Exchange(liar.url.replace("http:", "https:"), api_key="secret", timeout_s=5.0, ca_bundle=ca_bundle)
+    url = liar.url.replace("http:", "https:")
+    for at, ca_bundle in ((url, None), (url.replace("127.0.0.1", "localhost"), str(made)), (url, str(key)), (url, str(made))):
+        exchange = Exchange(at, api_key="secret", timeout_s=5.0, ca_bundle=ca_bundle)
         answers.append(exchange.call("GET", f"{BASE}/health"))
         exchange.close()
-    refused, answered = answers
-    assert isinstance(refused, NotSent)
-    assert "certificate verify failed" in refused.why
+    refused, misnamed, empty, answered = answers
+    assert refused == NotSent("certificate verify failed: self-signed certificate")
+    assert "ca_bundle (BENCHBRIDGE_CA_BUNDLE)" in unusable(url, refused).guidance
+    assert isinstance(misnamed, NotSent)
+    assert "not valid for 'localhost'" in misnamed.why
+    assert "predictive_api_url" in unusable(url, misnamed).guidance
+    assert "ca_bundle" in unusable(url, empty).guidance
     assert isinstance(answered, Reply)
     assert [(headers["X-API-Key"], headers["User-Agent"]) for headers in liar.headers] == [("secret", "benchbridge")]

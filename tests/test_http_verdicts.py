@@ -15,7 +15,7 @@ from benchbridge_plugin.sinks.base import nothing_taken
 from benchbridge_plugin.sinks.exchange import Exchange, NoAnswer, NotSent, Reply
 from benchbridge_plugin.sinks.matching import match
 from benchbridge_plugin.sinks.openapi import enums_of
-from benchbridge_plugin.sinks.verdicts import judge, never_taken
+from benchbridge_plugin.sinks.verdicts import judge, never_taken, unusable
 from tests.conftest import doubts_of, make_batch
 
 
@@ -106,8 +106,8 @@ class Failing(BaseAdapter):
         pass
 
 
-def failing(error: Exception) -> Reply | NotSent | NoAnswer:
-    exchange = Exchange("http://x.invalid", api_key=None, timeout_s=1.0, adapter=Failing(error))
+def failing(error: Exception, scheme: str = "http") -> Reply | NotSent | NoAnswer:
+    exchange = Exchange(f"{scheme}://x.invalid", api_key=None, timeout_s=1.0, adapter=Failing(error))
     try:
         return exchange.call("GET", "/health")
     finally:
@@ -121,11 +121,11 @@ def failing(error: Exception) -> Reply | NotSent | NoAnswer:
         ("Max retries <urllib3 at 0x7f>: [Errno -2] Name or service not known", "name or service not known"),
         ("('Connection aborted.', ConnectionResetError(104, 'Connection reset by peer'))", "connection reset by peer"),
         ("('Connection aborted.', RemoteDisconnected('Remote end closed connection without response'))", "remote end closed connection"),
-        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1006)", "certificate verify failed"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1006)", "certificate verify failed: self-signed"),
         ("CONNECTION REFUSED", "connection refused"),
         (
             "SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number')",
-            "what is there does not speak TLS (is it http, not https?)",
+            "what is there does not speak TLS",
         ),
         ("something   quite\nelse", "ConnectionError: something quite else"),
         ("x" * 900, "ConnectionError: " + "x" * 183),
@@ -133,7 +133,44 @@ def failing(error: Exception) -> Reply | NotSent | NoAnswer:
 )
 def test_the_cause_of_a_failure_is_one_short_line(said: str, why: str) -> None:
     """Without the addresses of objects; what is not known is shown as it is."""
-    assert failing(requests.ConnectionError(said)) == NoAnswer(why)
+    answer = failing(requests.ConnectionError(said))
+    assert isinstance(answer, NoAnswer)
+    assert answer.why.removesuffix(" (is it https, not http?)") == why
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said", "asked"),
+    [
+        ("http", "Connection reset by peer", " (is it https, not http?)"),
+        ("http", "[SSL: WRONG_VERSION_NUMBER] wrong version number", ""),
+        ("http", "Connection refused", ""),
+        ("https", "[SSL: WRONG_VERSION_NUMBER] wrong version number", " (is it http, not https?)"),
+        ("https", "Connection reset by peer", ""),
+    ],
+)
+def test_only_what_the_wrong_scheme_leads_to_is_asked_about(scheme: str, said: str, asked: str) -> None:
+    """A connection that was refused says nothing of it."""
+    answer = failing(requests.ConnectionError(said), scheme)
+    assert isinstance(answer, NoAnswer)
+    assert answer.why.partition(" (")[1:] == asked.partition(" (")[1:]
+
+
+@pytest.mark.parametrize(
+    ("why", "todo"),
+    [
+        ("self-signed certificate", "ca_bundle (BENCHBRIDGE_CA_BUNDLE)"),
+        ("unable to get local issuer certificate", "ca_bundle (BENCHBRIDGE_CA_BUNDLE)"),
+        ("Hostname mismatch, certificate is not valid for 'x'", "Set predictive_api_url"),
+        ("certificate has expired", "Renew"),
+        ("certificate is not yet valid", "clock"),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_is_told_with_the_reason_and_its_remedy(why: str, todo: str) -> None:
+    """Another authority would not help against a wrong name."""
+    answer = failing(requests.ConnectionError(f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {why} (_ssl.c:1006)"))
+    error = unusable("https://x", answer)
+    assert why in error.message
+    assert todo in error.guidance
 
 
 def wrapped(error: BaseException, layers: int) -> requests.ConnectionError:

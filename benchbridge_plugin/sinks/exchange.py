@@ -34,6 +34,14 @@ _LARGEST_ANSWER = 256 * 1024 * 1024
 #: Null characters and surrogates, as JSON escapes or as bytes. Pairs of surrogates are harmless, but this is only the cheap first look.
 _UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]")
 _CONNECT_TIMEOUT_S = 5.0
+#: How a cause begins when a certificate is not trusted; behind it is what OpenSSL says.
+UNTRUSTED = "certificate verify failed"
+NO_CERTIFICATES = "the file with the certificates to trust is not there, or has none that can be read"
+_NO_TLS = "it takes the connection and does not answer in TLS"
+_NOT_TLS, _NOT_HTTP = "what is there does not speak TLS", "what is there does not speak HTTP"
+_RESET, _CLOSED = "connection reset by peer", "remote end closed connection"
+#: Causes that one also meets where the URL has the wrong one of the two schemes.
+_WRONG_SCHEME = {"https": (_NO_TLS, _NOT_TLS), "http": (_NOT_HTTP, _RESET, _CLOSED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,18 @@ class _Connection(HTTPConnection):
 class _SecureConnection(HTTPSConnection):
     response_class = _Answer
 
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except (
+            TimeoutError,
+            ConnectionError,
+            ssl.SSLEOFError,
+        ) as error:  # the connection stood; urllib3 has errors of its own for one that did not
+            if self._tunnel_host is not None:  # it may be the proxy that does not answer
+                raise
+            raise ssl.SSLError(_NO_TLS) from error
+
 
 class _Pool(HTTPConnectionPool):
     ConnectionCls = _Connection
@@ -198,6 +218,7 @@ class Exchange:
         self._timeout_s = timeout_s
         self._verify: bool | str = ca_bundle or True
         self._adapter = adapter
+        self._has_answered = False
         self._idle: list[_Line] = []  # the one that was used last is taken first
         self._lock = threading.Lock()
 
@@ -232,7 +253,7 @@ class Exchange:
         except requests.ReadTimeout:
             answer = NoAnswer(f"no answer within {patience_s:g} s")
         except (requests.RequestException, HTTPError, OSError) as error:
-            answer = NotSent(_cause(error)) if _never_left(error) else NoAnswer(_cause(error))
+            answer = NotSent(self._why(error)) if _never_left(error) else NoAnswer(self._why(error))
         except ValueError as error:  # a URL or a body that cannot be put into a request
             answer = NotSent(_cause(error))
         finally:
@@ -256,6 +277,13 @@ class Exchange:
                 return self._idle.pop()
         return _Line(self.base_url, api_key=self._api_key, verify=self._verify, adapter=self._adapter)
 
+    def _why(self, error: BaseException) -> str:
+        """The cause, with a question where the URL may have the wrong scheme: it is settled by the first answer."""
+        cause = _cause(error)
+        said, other = ("https", "http") if self.base_url.lower().startswith("https:") else ("http", "https")
+        asks = cause in _WRONG_SCHEME[said] and not self._has_answered
+        return f"{cause} (is it {other}, not {said}?)" if asks else cause
+
     def _reply(self, response: requests.Response, deadline: float, patience_s: float) -> Reply | NoAnswer:
         content = self._read(response, deadline)
         if content is None:
@@ -266,6 +294,7 @@ class Exchange:
                 data = _storable(data)
         except (ValueError, RecursionError):
             data = None
+        self._has_answered = True
         return Reply(
             response.status_code, data, _retry_after(response.headers.get("Retry-After")), _place(response.headers.get("Location"))
         )
@@ -318,20 +347,30 @@ _BEFORE_SENDING = (
 )
 
 
+#: What the libraries say, in lower case, and what we call it.
+_CAUSES = {
+    "wrong_version_number": _NOT_TLS,
+    _NO_TLS.lower(): _NO_TLS,
+    r"badstatusline('\x15\x03": _NOT_HTTP,  # an alert of TLS
+    "connection refused": "connection refused",
+    "name or service not known": "name or service not known",
+    _RESET: _RESET,
+    _CLOSED: _CLOSED,
+    UNTRUSTED: UNTRUSTED,
+    "suitable tls ca certificate bundle": NO_CERTIFICATES,
+    "[x509": NO_CERTIFICATES,
+}
+
+
 def _cause(error: BaseException) -> str:
     """The innermost reason as a short sentence, without object addresses."""
     text = str(error)
-    if "wrong_version_number" in text.lower():
-        return "what is there does not speak TLS (is it http, not https?)"
-    for mark in (
-        "Connection refused",
-        "Name or service not known",
-        "Connection reset by peer",
-        "Remote end closed connection",
-        "certificate verify failed",
-    ):
-        if mark.lower() in text.lower():
-            return mark.lower()
+    lower = text.lower()
+    if untrusted := re.search(rf"{UNTRUSTED}: (.+?)\.? \(_ssl", text):
+        return f"{UNTRUSTED}: {untrusted[1]}"[:200]
+    for mark, cause in _CAUSES.items():
+        if mark in lower:
+            return cause
     return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
 
 

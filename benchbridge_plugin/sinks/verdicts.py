@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchbridge_plugin.errors import SinkDenied, SinkError, SinkUnreachable
 from benchbridge_plugin.model import Fate, Outcome
-from benchbridge_plugin.sinks.exchange import NoAnswer, NotSent, Reply
+from benchbridge_plugin.sinks.exchange import NO_CERTIFICATES, UNTRUSTED, NoAnswer, NotSent, Reply
 
 TROUBLE_LIMIT = 5  # failures in a row after which the server counts as down
 NOT_SENT = Outcome(Fate.NOT_SENT, "not_sent", "It was not sent.")
@@ -42,6 +42,16 @@ def never_taken(answer: Reply | NoAnswer | NotSent) -> bool:
 def unusable(name: str, answer: Reply | NoAnswer | NotSent) -> SinkError:
     """Why the predictive API called `name` cannot be used at all, and what to do."""
     if isinstance(answer, (NotSent, NoAnswer)):
+        if answer.why.startswith(UNTRUSTED):
+            return SinkUnreachable(
+                f"The predictive API at {name} cannot be trusted: {answer.why}.", guidance=_for_untrusted(answer.why), url=name
+            )
+        if answer.why == NO_CERTIFICATES:
+            return SinkUnreachable(
+                f"The predictive API at {name} cannot be asked: {answer.why}.",
+                guidance="Check ca_bundle (BENCHBRIDGE_CA_BUNDLE) or, where that is not set, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE.",
+                url=name,
+            )
         return SinkUnreachable(
             f"The predictive API at {name} does not answer: {answer.why}.",
             guidance="Check predictive_api_url (--api-url) and that the server runs. Nothing is lost: waiting results are sent later.",
@@ -71,8 +81,23 @@ def unusable(name: str, answer: Reply | NoAnswer | NotSent) -> SinkError:
             guidance="Check predictive_api_url (--api-url): it is the server's address, without /api/predictive-performance.",
             url=name,
         )
+    if answer.status == 400 and answer.data is None and name.startswith("http:"):  # so do servers that speak TLS there
+        return SinkUnreachable(
+            f"{name} answers, but not as a predictive API does (HTTP 400).",
+            guidance="Check predictive_api_url (--api-url): is it https, not http?",
+            url=name,
+        )
     return SinkUnreachable(
         f"The predictive API at {name} is in trouble: {answer.sentence} (HTTP {answer.status}).",
         guidance="Nothing is lost: what was not acknowledged is asked for or sent again later.",
         url=name,
     )
+
+
+def _for_untrusted(why: str) -> str:
+    """What to do about a certificate that is not trusted: OpenSSL says why, and not every reason is one for another authority."""
+    if "is not valid for" in why:
+        return "Set predictive_api_url (--api-url) to a name that the certificate is for. Nothing was sent."
+    if "expired" in why or "not yet valid" in why:
+        return "Renew the server's certificate, or set this machine's clock. Nothing was sent."
+    return "If it is the right server, set ca_bundle (BENCHBRIDGE_CA_BUNDLE) to a file with the certificate of its authority. Nothing was sent."

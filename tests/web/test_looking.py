@@ -101,13 +101,33 @@ def test_status_answers_within_two_seconds_when_both_ends_hang(make_host: MakeHo
         began = time.monotonic()
         first = get(host, "/status").json["connections"]
         assert time.monotonic() - began < 8.0, "of 20 s"
-        assert first["predictive_api"] == {"ok": None, "name": server.url, "error": "no answer within 2 s"}
-        assert first["benchmark_db"] == {"ok": None, "name": str(host.database), "error": "no answer within 2 s"}
+        for end, name, key in (
+            ("predictive_api", server.url, "predictive_api_url"),
+            ("benchmark_db", str(host.database), "benchmark_db_path"),
+        ):
+            guidance = first[end].pop("guidance")
+            assert first[end] == {"ok": None, "name": name, "error": "no answer within 2 s"}
+            assert (key in guidance, "benchbridge doctor" in guidance) == (True, True)
         gate.set()
         monkeypatch.setattr("benchbridge_plugin.ends.CHECK_TIMEOUT_S", 0.3)
         asked = server.requests[LISTING]
         assert get(host, "/status").json["connections"]["benchmark_db"]["ok"] is True
         assert server.requests[LISTING] == asked == 1
+
+
+def test_status_says_what_was_wrong_before_while_an_end_does_not_answer(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes longer than 2 s to find out is told from the second look on."""
+    host = make_host(predictive_mode="http")
+    first = get(host, "/status").json["connections"]["predictive_api"]
+    assert (first["ok"], "connection refused" in first["error"]) == (False, True)
+    gate = threading.Event()
+    monkeypatch.setattr(host.bridge._workshop.ends(), "_look_at_sink", lambda: {"ok": gate.wait(20)})
+    monkeypatch.setattr("benchbridge_plugin.ends.CHECK_TIMEOUT_S", 0.3)
+    late = get(host, "/status").json["connections"]["predictive_api"]
+    gate.set()
+    assert late["ok"] is None
+    assert late["error"] == f"no answer within 0.3 s; the last time: {first['error']}"
+    assert late["guidance"] == first["guidance"]
 
 
 def test_status_says_who_holds_the_benchmark_file(host: Host) -> None:
