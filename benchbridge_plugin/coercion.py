@@ -16,6 +16,9 @@ from benchbridge_plugin.urls import redact_url
 from benchbridge_plugin.watching import Watching, watching
 
 SECRETS = frozenset({"api_key", "bridge_api_key", "webhook_secret"})
+ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
+#: Places that a setting can come from, beside files and sections, which go by their own names.
+ENVIRONMENT, COMMAND_LINE, ARGUMENT = "environment", "command line", "argument"
 _LARGEST_NUMBER = 10**15
 _SHORTEST_KEY = 24
 
@@ -48,9 +51,7 @@ def coerce(key: str, hint: Any, value: Any, where: str) -> Any:
             if isinstance(pairs, Mapping) and all(isinstance(a, str) and isinstance(b, str) for a, b in pairs.items()):
                 return _aliases(pairs)
     except OverflowError:
-        raise ConfigError(
-            f"{key} in {where} must be a number of at most {_LARGEST_NUMBER:.0e}.", guidance="Correct it there.", key=key, where=where
-        ) from None
+        raise misfit(key, where, f"must be a number of at most {_LARGEST_NUMBER:.0e}") from None
     except (TypeError, ValueError, RecursionError):
         pass
     wanted = {
@@ -61,7 +62,20 @@ def coerce(key: str, hint: Any, value: Any, where: str) -> Any:
         str: "text",
         tuple: "a list of names",
     }.get(origin, "an object of names, each given once")
-    raise ConfigError(f"{key} in {where} must be {wanted}, not {shown(key, value)}.", guidance="Correct it there.", key=key, where=where)
+    raise misfit(key, where, f"must be {wanted}, not {shown(key, value)}")
+
+
+def misfit(key: str, where: str, rule: str, more: str = "") -> ConfigError:
+    """A value that breaks this rule, with what to do about it where it comes from. Of the environment the variable is named, which one looks for."""
+    variable = f"{ENVIRONMENT_PREFIX}{key.upper()}"
+    name = f"{variable} (or {variable}_FILE)" if key in SECRETS else variable
+    said = f"{name} in the environment" if where == ENVIRONMENT else f"{key} in {where}"
+    todo = {
+        ENVIRONMENT: f"Set {name} to such a value, or unset it.",
+        COMMAND_LINE: "Give such a value on the command line.",
+        ARGUMENT: "Correct it in the call.",
+    }.get(where, f"Correct it in {where}.")
+    return ConfigError(f"{said} {rule}.", guidance=f"{todo} {more}".strip(), key=key, where=where)
 
 
 def _paths(value: Any, where: str) -> str | tuple[str, ...]:
@@ -70,12 +84,7 @@ def _paths(value: Any, where: str) -> str | tuple[str, ...]:
         return os.fspath(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value):
         return tuple(os.fspath(item) for item in value)
-    raise ConfigError(
-        f"benchmark_db_path in {where} must be text or a list of texts, not {value!r}.",
-        guidance="Correct it there.",
-        key="benchmark_db_path",
-        where=where,
-    )
+    raise misfit("benchmark_db_path", where, f"must be text or a list of texts, not {value!r}")
 
 
 def _aliases(pairs: Mapping[str, str]) -> Mapping[str, str]:

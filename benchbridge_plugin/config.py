@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,10 +16,20 @@ from types import MappingProxyType
 from typing import Any, get_type_hints
 from zoneinfo import ZoneInfo
 
-from benchbridge_plugin.coercion import SECRETS, coerce, is_signing_secret, shown
+from benchbridge_plugin.coercion import (
+    ARGUMENT,
+    COMMAND_LINE,
+    ENVIRONMENT,
+    ENVIRONMENT_PREFIX,
+    SECRETS,
+    coerce,
+    is_signing_secret,
+    misfit,
+    shown,
+)
 from benchbridge_plugin.errors import ConfigError
 from benchbridge_plugin.events import TYPES
-from benchbridge_plugin.files import LEDGER_SUFFIX, Files
+from benchbridge_plugin.files import LEDGER_SUFFIX, Files, located
 from benchbridge_plugin.files import check as check_paths
 from benchbridge_plugin.urls import is_http_url, is_in_memory, is_webhook_url, redact_url
 from benchbridge_plugin.watching import Watching
@@ -26,7 +37,6 @@ from benchbridge_plugin.watching import Watching
 SECTION = "benchmark_predictive_performance"
 DEFAULT_FILE = "benchbridge.json"
 _SQLITE = "sqlite:///"
-_ENVIRONMENT_PREFIX = "BENCHBRIDGE_"
 _LONGEST_S = 365 * 86_400  # what every clock and socket can wait
 _LONGEST_MINUTES = 525_600
 _TEXTS = (
@@ -166,7 +176,7 @@ class BridgeConfig:
 
     def with_changes(self, **changes: object) -> BridgeConfig:
         """A copy with some settings replaced and checked; `None` means: leave as it is."""
-        return from_mapping({key: value for key, value in changes.items() if value is not None}, base=self, where="argument")
+        return from_mapping({key: value for key, value in changes.items() if value is not None}, base=self, where=ARGUMENT)
 
 
 def default_document() -> dict[str, object]:
@@ -190,9 +200,9 @@ def load(
         document = _read_json(path)
         _check_section(document, str(path))
         config = from_document(document, base=config, where=str(path), whole=False)
-    config = from_mapping(from_environment(environ or {}), base=config, where="environment", whole=False)
+    config = from_mapping(from_environment(environ or {}), base=config, where=ENVIRONMENT, whole=False)
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
-    return from_mapping(chosen, base=config, where="command line")
+    return from_mapping(chosen, base=config, where=COMMAND_LINE)
 
 
 def _check_section(document: object, where: str) -> None:
@@ -250,7 +260,9 @@ def _read_json(path: Path) -> object:
         ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.", guidance="Correct it there.", path=str(path)
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
+            guidance="Correct it at that place of the file.",
+            path=str(path),
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"Cannot read {path}: {error}.", guidance="Check the path and its permissions.", path=str(path)) from None
@@ -261,9 +273,9 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     names = {item.name for item in fields(BridgeConfig)} - {"logging"}
     values: dict[str, object] = {}
     for variable, text in environ.items():
-        if not variable.startswith(_ENVIRONMENT_PREFIX) or not text:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
             continue
-        key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         secret = key.removesuffix("_file")
         if key in names:
             values[key] = _list_of_texts(text) or text if key == "benchmark_db_path" else text
@@ -273,13 +285,13 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
                     f"{variable} and {variable.removesuffix('_FILE')} are both set.",
                     guidance="Set one of them.",
                     key=secret,
-                    where="environment",
+                    where=ENVIRONMENT,
                 )
             values[secret] = _read_secret(variable, Path(text))
         else:
             near = difflib.get_close_matches(key, names, n=1)
-            hint = f"Did you mean {_ENVIRONMENT_PREFIX}{near[0].upper()}?" if near else "docs/configuration.md lists the keys."
-            raise ConfigError(f"Unknown environment variable {variable}.", guidance=hint, key=variable, where="environment")
+            hint = f"Did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}?" if near else "docs/configuration.md lists the keys."
+            raise ConfigError(f"Unknown environment variable {variable}.", guidance=hint, key=variable, where=ENVIRONMENT)
     return values
 
 
@@ -312,7 +324,7 @@ def _logging(values: object, where: str) -> LoggingConfig:
             near = difflib.get_close_matches(str(key), allowed, n=1)
             raise ConfigError(f"Unknown key {key!r} in {where}, section logging.", guidance=f"Did you mean {near[0]}?" if near else "")
         if value is not None and not isinstance(value, str):
-            raise ConfigError(f"logging.{key} in {where} must be text, not {value!r}.", guidance="Correct it there.")
+            raise ConfigError(f"logging.{key} in {where} must be text, not {value!r}.", guidance=f"Correct it in {where}.")
     merged = LoggingConfig(**{key: value for key, value in values.items() if value is not None or key == "file"})
     if merged.level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
         raise ConfigError(f"logging.level in {where} must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {merged.level!r}.")
@@ -324,12 +336,7 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
 
     def require(holds: bool, key: str, rule: str) -> None:
         if not holds:
-            raise ConfigError(
-                f"{key} in {where} must be {rule}, not {shown(key, getattr(config, key))}.",
-                guidance="Correct it there.",
-                key=key,
-                where=where,
-            )
+            raise misfit(key, where, f"must be {rule}, not {shown(key, getattr(config, key))}")
 
     require(config.predictive_mode in ("auto", "in_process", "http"), "predictive_mode", "auto, in_process or http")
     require(config.measurement_source in ("keyed", "plain"), "measurement_source", "keyed or plain")
@@ -338,12 +345,9 @@ def _check(config: BridgeConfig, where: str, whole: bool) -> None:
         text = getattr(config, key)
         require(text is None or (bool(text.strip()) and "\0" not in text), key, "text that is not blank")
     if (wrong := check_paths(config.benchmark_db_paths, config.source_name if whole else None)) is not None:
-        raise ConfigError(
-            f"benchmark_db_path in {where} must {wrong}.",
-            guidance="Correct it there; docs/configuration.md tells how several files are named.",
-            key="benchmark_db_path",
-            where=where,
-        )
+        raise misfit("benchmark_db_path", where, f"must {wrong}", "docs/configuration.md tells how several files are named.")
+    if config.ca_bundle is not None and not os.access(config.ca_bundle, os.R_OK):
+        raise misfit("ca_bundle", where, f"must be a file that can be read; there is none at {located(config.ca_bundle)}")
     require(is_http_url(config.predictive_api_url), "predictive_api_url", "a http or https URL with a host, and no query")
     require(config.webhook_url is None or is_webhook_url(config.webhook_url), "webhook_url", "a http or https URL with a host")
     require(set(config.webhook_events) <= set(TYPES), "webhook_events", f"a list of {' and '.join(TYPES)}")

@@ -192,6 +192,14 @@ class Files:
             yield BenchmarkFile(entry.name_of(path), path, entry.text)
 
 
+def located(path: str) -> str:
+    """The path as it was given, with the folder that it was looked for in where it does not say so itself."""
+    try:
+        return path if os.path.isabs(path) else f"{path} (in {os.getcwd()})"
+    except OSError:  # it is gone
+        return path
+
+
 def check(paths: Sequence[str], source_name: str | None) -> str | None:
     """What is wrong with these entries, as the end of a sentence; None when nothing is. For what can be said before any file is looked for."""
     if not paths:

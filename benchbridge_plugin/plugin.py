@@ -189,8 +189,9 @@ def _of_environment(section: Mapping[str, Any]) -> BridgeConfig:
     """What the environment says that the section does not, which comes before it."""
     import os
 
+    from benchbridge_plugin.coercion import ENVIRONMENT
     from benchbridge_plugin.config import from_environment, from_mapping
 
     said = _said(section)
     others = {key: value for key, value in from_environment(os.environ).items() if key not in said}
-    return from_mapping(others, where="environment", whole=False)
+    return from_mapping(others, where=ENVIRONMENT, whole=False)

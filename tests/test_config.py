@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -357,6 +358,60 @@ def test_a_configuration_cannot_be_changed_and_a_changed_copy_is_checked() -> No
     assert config.with_changes(sync_limit=5, strict=None) == from_mapping({"sync_limit": 5}, where="here")
     with pytest.raises(ConfigError, match="argument"):
         config.with_changes(sync_limit=-1)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8080", "https://localhost:8443"])
+def test_a_ca_bundle_that_cannot_be_read_is_told_with_its_place(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and not by the first request that would need it."""
+    monkeypatch.chdir(tmp_path)
+    for path in (str(tmp_path / "none.pem"), "none.pem"):
+        with pytest.raises(ConfigError, match="ca_bundle in here must be a file that can be read") as caught:
+            from_mapping({"ca_bundle": path, "predictive_api_url": url}, where="here")
+        assert str(tmp_path) in caught.value.message
+        assert caught.value.fields["key"] == "ca_bundle"
+    (tmp_path / "none.pem").touch()
+    assert from_mapping({"ca_bundle": "none.pem", "predictive_api_url": url}, where="here").ca_bundle == "none.pem"
+
+
+def test_what_to_do_about_a_value_is_said_in_the_words_of_its_place(tmp_path: Path) -> None:
+    """The variable is what one looks for in the environment, and the file in a file; of a secret it may be either of two variables."""
+    path = written(tmp_path / "c.json", {"sync_limit": "many"})
+    cases: list[tuple[Callable[[], BridgeConfig], str, str]] = [
+        (
+            lambda: load(environ={"BENCHBRIDGE_SYNC_LIMIT": "many"}),
+            "BENCHBRIDGE_SYNC_LIMIT in the environment must be a whole number, not 'many'.",
+            "Set BENCHBRIDGE_SYNC_LIMIT to such a value, or unset it.",
+        ),
+        (
+            lambda: load(environ={"BENCHBRIDGE_REPORT_KEEP": "0"}),
+            "BENCHBRIDGE_REPORT_KEEP in the environment must be 1 or more, not 0.",
+            "Set BENCHBRIDGE_REPORT_KEEP to such a value, or unset it.",
+        ),
+        (
+            lambda: load(environ={"BENCHBRIDGE_API_KEY": " x"}),
+            "BENCHBRIDGE_API_KEY (or BENCHBRIDGE_API_KEY_FILE) in the environment must be printable text as a header can carry it, not ***.",
+            "Set BENCHBRIDGE_API_KEY (or BENCHBRIDGE_API_KEY_FILE) to such a value, or unset it.",
+        ),
+        (
+            lambda: load(path),
+            f"sync_limit in {path}, section {SECTION} must be a whole number, not 'many'.",
+            f"Correct it in {path}, section {SECTION}.",
+        ),
+        (
+            lambda: load(overrides={"sync_limit": -1}),
+            "sync_limit in command line must be 0 (no limit) or more, not -1.",
+            "Give such a value on the command line.",
+        ),
+        (
+            lambda: BridgeConfig().with_changes(sync_limit=-1),
+            "sync_limit in argument must be 0 (no limit) or more, not -1.",
+            "Correct it in the call.",
+        ),
+    ]
+    for load_it, message, guidance in cases:
+        with pytest.raises(ConfigError) as caught:
+            load_it()
+        assert (caught.value.message, caught.value.guidance) == (message, guidance)
 
 
 def test_the_ledger_and_the_sources_name_go_with_the_benchmark_file() -> None:

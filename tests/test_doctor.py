@@ -106,6 +106,17 @@ def test_a_wrong_config_ends_the_examination(tmp_path: Path) -> None:
     assert findings[-1].guidance == "Right it."
 
 
+def test_a_ca_bundle_that_is_not_there_is_a_wrong_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told by name, and not as a server that does not answer."""
+    monkeypatch.setenv("BENCHBRIDGE_CA_BUNDLE", "/nowhere/ca.pem")
+    with pytest.raises(SystemExit) as ended:
+        group.main(["doctor"], prog_name="benchbridge")
+    out = capsys.readouterr().out
+    assert ended.value.code == 2
+    assert "BENCHBRIDGE_CA_BUNDLE in the environment must be a file that can be read; there is none at /nowhere/ca.pem." in out
+    assert "Set BENCHBRIDGE_CA_BUNDLE" in out
+
+
 def test_every_fault_is_found_in_one_go(tmp_path: Path) -> None:
     """The file, the ledger's place and the API are all wrong, and all three are told."""
     config = BridgeConfig().with_changes(

@@ -235,7 +235,7 @@ def test_a_wrong_value_is_looked_for_where_it_stands(make_app: MakeApp, section:
     """In the environment or in the section; one of the environment that the section overrides does no harm."""
     monkeypatch.setenv("BENCHBRIDGE_SYNC_LIMIT", "many")
     answer: Any = make_app(section).test_client().get("/api/bridge/status")
-    assert (answer.status_code, "sync_limit in environment" in answer.json["detail"]) == (503, True)
+    assert (answer.status_code, "BENCHBRIDGE_SYNC_LIMIT in the environment" in answer.json["detail"]) == (503, True)
     assert bridge_of(make_app({**section, "sync_limit": 9})).config.sync_limit == 9
     answer = make_app({**section, "sync_limit": "more"}).test_client().get("/api/bridge/status")
     assert f"sync_limit in section {SECTION}" in answer.json["detail"]
