@@ -144,7 +144,7 @@ class Files:
     def nothing_found(self) -> SourceMissing:
         """What to say while there is no file at all."""
         return SourceMissing(
-            f"There is no benchmark file at {self.label} yet.",
+            f"There is no benchmark file at {', '.join(located(path) for path in self._paths)} yet.",
             guidance="Check benchmark_db_path (--benchmark-db), and quote a pattern in a shell. A file that comes is found by the next sync.",
             path=self.label,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from benchbridge_plugin.errors import SourceError, SourceInvalid, SourceMissing
+from benchbridge_plugin.files import located
 from benchbridge_plugin.layout import FLAT, Layout, detect
 from benchbridge_plugin.source import LARGEST_SLICE, BenchmarkSource
 
@@ -73,7 +74,9 @@ class ParquetSource(BenchmarkSource):
     def _explain(self, error: duckdb.Error) -> SourceError:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if not os.path.exists(self.path):  # noqa: PTH110 - gone since it was looked at
-            return SourceMissing(f"There is no benchmark file at {self.path}.", guidance="Check benchmark_db_path.", path=self.path)
+            return SourceMissing(
+                f"There is no benchmark file at {located(self.path)}.", guidance="Check benchmark_db_path.", path=self.path
+            )
         if not os.access(self.path, os.R_OK):
             what, todo = "may not be read by this user", f"Allow it, for example: chmod a+r {self.path}."
         elif "magic bytes" in text or "too small" in text:

@@ -26,6 +26,7 @@ import duckdb
 import pyarrow as pa
 
 from benchbridge_plugin.errors import SourceBusy, SourceError, SourceInvalid, SourceLayoutError, SourceMissing
+from benchbridge_plugin.files import located
 from benchbridge_plugin.layout import Layout, catalogue_of, detect
 from benchbridge_plugin.snapshot import snapshot
 
@@ -317,7 +318,7 @@ class BenchmarkSource:
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
-            raise SourceMissing(f"There is no benchmark database at {self.path}.", guidance=guidance, path=self.path) from None
+            raise SourceMissing(f"There is no benchmark database at {located(self.path)}.", guidance=guidance, path=self.path) from None
         except (OSError, ValueError) as error:
             raise SourceInvalid(f"Cannot look at the benchmark database {self.path}: {error}.", guidance=guidance, path=self.path) from None
         if stat.S_ISDIR(found.st_mode):
@@ -368,7 +369,9 @@ class BenchmarkSource:
         elif "permission denied" in lower:
             what, todo = "may not be read by this user", f"Allow it, for example: chmod a+r {self.path}."
         elif "does not exist" in lower and isinstance(error, duckdb.IOException):
-            return SourceMissing(f"There is no benchmark database at {self.path}.", guidance="Check benchmark_db_path.", path=self.path)
+            return SourceMissing(
+                f"There is no benchmark database at {located(self.path)}.", guidance="Check benchmark_db_path.", path=self.path
+            )
         elif isinstance(error, (duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)):
             return SourceLayoutError(
                 f"The tables of {self.path} cannot be read: {text}", guidance="docs/layouts.md says which columns are read.", path=self.path

@@ -117,6 +117,20 @@ def test_a_ca_bundle_that_is_not_there_is_a_wrong_config(monkeypatch: pytest.Mon
     assert "Set BENCHBRIDGE_CA_BUNDLE" in out
 
 
+def test_a_relative_path_is_told_with_the_folder_it_was_looked_for_in(
+    api: BaseContractServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service may run elsewhere than one thinks; an absolute path says all."""
+    monkeypatch.chdir(tmp_path)
+    for path, said in (
+        (Path("none.duckdb"), f"There is no benchmark database at none.duckdb (in {tmp_path})."),
+        (tmp_path / "none.duckdb", f"There is no benchmark database at {tmp_path}/none.duckdb."),
+        (Path("*.duckdb"), f"There is no benchmark file at *.duckdb (in {tmp_path}) yet."),
+    ):
+        (finding,) = look(path, api)["benchmark db"]
+        assert finding.message == said
+
+
 def test_every_fault_is_found_in_one_go(tmp_path: Path) -> None:
     """The file, the ledger's place and the API are all wrong, and all three are told."""
     config = BridgeConfig().with_changes(

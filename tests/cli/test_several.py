@@ -61,13 +61,13 @@ def test_json_has_the_sums_and_each_file(run: Run, to_api: list[str]) -> None:
     assert [part["name"] for part in run("report", "--json", *to_api[:4]).json["sources"]] == ["a", "b"]
 
 
-def test_a_bad_file_is_named_and_decides_the_exit_code(run: Run, to_api: list[str], runs: Path) -> None:
+def test_a_bad_file_is_named_and_decides_the_exit_code(run: Run, to_api: list[str], runs: Path, workplace: Path) -> None:
     """The others are synced; the error of each bad one is on standard error."""
     (runs / "b.duckdb").write_text("no database " * 1000)
     done = run("sync", "--all", *to_api, "--benchmark-db", "none.duckdb")
     assert done.code == 3
     assert "2 of 3 benchmark files could not be synced. b: The benchmark database runs/b.duckdb is not a DuckDB database." in done.err
-    assert "Error: none: There is no benchmark database at none.duckdb." in done.err
+    assert f"Error: none: There is no benchmark database at none.duckdb (in {workplace})." in done.err
     assert cells(done.out, "a")[:3] == ["a", str(SENT), str(REFUSED)]
     assert cells(done.out, "b")[-1] == "benchmark_db_invalid"
     again = run("sync", *to_api, "--source", "a")
@@ -104,7 +104,7 @@ def test_a_folder_and_a_pattern_are_read_with_their_ledger_beside_the_folder(run
 def test_a_pattern_that_nothing_matches_is_said(run: Run, api: BaseContractServer, workplace: Path) -> None:
     """With the exit code of a missing file, and no ledger."""
     done = run("sync", "--benchmark-db", "none/*.duckdb", "--api-url", api.url)
-    assert (done.code, "no benchmark file at none/*.duckdb yet" in done.err) == (3, True)
+    assert (done.code, f"no benchmark file at none/*.duckdb (in {workplace}) yet" in done.err) == (3, True)
     assert list(workplace.iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_a_service_waits_for_files_that_come(workplace: Path, sample: Path, api:
     quick = {"BENCHBRIDGE_SYNC_INTERVAL_MINUTES": "0.01", "BENCHBRIDGE_SYNC_LIMIT": "0", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=workplace, env={**os.environ, **quick}, stderr=subprocess.PIPE, text=True) as service:
         assert service.stderr is not None
-        assert any("nothing to sync: There is no benchmark file at runs/*.duckdb yet." in line for line in service.stderr)
+        assert any(f"nothing to sync: There is no benchmark file at runs/*.duckdb (in {workplace}) yet." in line for line in service.stderr)
         (workplace / "half").mkdir()
         shutil.copy(sample, workplace / "half/a.duckdb")
         (workplace / "half").rename(workplace / "runs")
