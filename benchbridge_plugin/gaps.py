@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from benchbridge_plugin.config import BridgeConfig
+from benchbridge_plugin.layout import FIGURES
 
 _ASSUMABLE = (("precision", "default_precision"), ("batch_size", "default_batch_size"))
 _SPEEDS = {"throughput": "throughput", "latency_ms": "latency"}
@@ -38,7 +39,8 @@ def gaps(config: BridgeConfig, roles: Collection[str], unread: Sequence[str] = (
         sent = "memory is all that is sent" if len(lacking) == len(_SPEEDS) else f"results are sent without {names}"
         here = f"; the columns that nothing is read of are {listed(unread)}" if unread else ""
         message = f"{who} no column for {names} that is known; {sent}{here}"
-        found.append(Gap(lacking, message, "docs/layouts.md lists the names of columns that are read."))
+        known = " or ".join(FIGURES[role][0] for role in lacking)
+        found.append(Gap(lacking, message, f"If there is one of another name, rename it to {known}; docs/layouts.md lists all names."))
     return found
 
 

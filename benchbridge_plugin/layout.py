@@ -21,9 +21,13 @@ Catalogue = Mapping[str, Mapping[str, str]]
 
 _RESULTS, _MODELS, _HARDWARE, _RUNS = "performance_results", "models", "hardware_platforms", "test_runs"
 
-_THROUGHPUT = ("throughput_items_per_second",)
-_LATENCY = ("average_latency_ms", "latency_ms")
-_MEMORY = ("memory_peak_mb", "memory_mb", "peak_memory_mb")
+#: The names of the columns that a figure is read from, by role.
+FIGURES: Mapping[str, Sequence[str]] = {
+    "throughput": ("throughput_items_per_second",),
+    "latency_ms": ("average_latency_ms", "latency_ms"),
+    "memory_mb": ("memory_peak_mb", "memory_mb", "peak_memory_mb"),
+}
+_ANY_FIGURE = [name for names in FIGURES.values() for name in names]
 _RUN_STARTED = ("started_at", "start_time")
 _RUN = ("run_id", "run_group_id")
 _COMMIT = ("git_commit", "git_commit_hash", "commit_hash", "commit_sha", "commit")
@@ -179,26 +183,44 @@ def detect(
     def called(table: str, column: str) -> str:
         return column if names.flat else f"{table}.{column}"
 
-    def fail(role: str, table: str, wanted: Sequence[str]) -> SourceLayoutError:
+    def fail(role: str, table: str, wanted: Sequence[str], instead: str = "") -> SourceLayoutError:
         where = "" if names.flat else f" in table {table}"
         here = (
             f"its columns are: {', '.join(catalogue[tables[table]])}"
             if table in tables
             else f"the tables are: {', '.join(catalogue) or 'none'}"
         )
+        if names.flat:
+            todo = "Rename the column."
+        elif table in tables:
+            todo = "Rename the column, or write a table in which it has such a name (views and generated columns do not count)."
+        else:
+            todo = "Rename the table, or write one of that name (views do not count)."
         return SourceLayoutError(
-            f"{path} has no column for the role '{role}': looked for {' or '.join(wanted)}{where}; {here}.",
-            guidance="benchbridge reads columns by role; docs/layouts.md lists the names it knows (views and generated columns do not count).",
+            f"{path} has no column for the role '{role}': looked for {instead}{' or '.join(wanted)}{where}; {here}.",
+            guidance=f"{todo} docs/layouts.md lists all names.",
             path=path,
             role=role,
             table=table,
             columns=list(catalogue[tables[table]]) if table in tables else [],
         )
 
+    def fail_to_join(role: str, table: str, reference: str, keys: Sequence[str], wanted: Sequence[str], instead: str) -> SourceLayoutError:
+        """Of what leads to the column of another table, the part that is missing."""
+        if names.flat:
+            return fail(role, _RESULTS, [instead])
+        if first(_RESULTS, [reference]) is None:
+            return fail(role, _RESULTS, [f"{reference} (which leads to {table}.{wanted[0]})", instead])
+        missing = keys if table in tables and first(table, keys) is None else wanted
+        return fail(role, table, missing, f"{instead} in table {_RESULTS}, or for ")
+
     if _RESULTS not in tables:
+        alike = [name for table, name in tables.items() if first(table, names.result_id) and first(table, _ANY_FIGURE)]
         raise SourceLayoutError(
             f"{path} has no table performance_results; its tables are: {', '.join(catalogue) or 'none'}.",
-            guidance="Point benchmark_db_path at the benchmark database (views do not count).",
+            guidance=f"Did you mean {' or '.join(alike[:3])}, which has columns of results? Rename it to performance_results (views do not count)."
+            if alike
+            else "Point benchmark_db_path at the benchmark database, or rename its table of results (views do not count).",
             path=path,
             role="results",
             columns=[],
@@ -207,13 +229,9 @@ def detect(
     result_id = first(_RESULTS, names.result_id)
     if result_id is None:
         raise fail("result id", _RESULTS, names.result_id)
-    figures = {
-        "throughput": first(_RESULTS, _THROUGHPUT),
-        "latency_ms": first(_RESULTS, _LATENCY),
-        "memory_mb": first(_RESULTS, _MEMORY),
-    }
+    figures = {role: first(_RESULTS, wanted) for role, wanted in FIGURES.items()}
     if not any(figures.values()):
-        raise fail("a figure (throughput, latency or memory)", _RESULTS, [*_THROUGHPUT, *_LATENCY, *_MEMORY])
+        raise fail("a figure (throughput, latency or memory)", _RESULTS, _ANY_FIGURE)
 
     expressions: dict[str, str] = {"result_id": f"r.{quoted(result_id)}"}
     origin: dict[str, str] = {"result_id": called(_RESULTS, result_id)}
@@ -255,16 +273,14 @@ def detect(
         take("model_family", "m", _MODELS, ["model_family", "model_type"])
     take("model_name", "r", _RESULTS, ["model_name"])
     if "model_name" not in expressions:
-        raise fail("model", *((_RESULTS, ["model_name"]) if names.flat else (_MODELS, ["model_id -> models.model_name"])))
+        raise fail_to_join("model", _MODELS, "model_id", ["model_id", "id"], ["model_name", "name"], "model_name")
     if join("h", _HARDWARE, "hardware_id", ["hardware_id", "id"]):
         take("hardware_type", "h", _HARDWARE, ["hardware_type", "type"])
         take("device_name", "h", _HARDWARE, ["device_name", "hardware_name"])
         flag("hardware_simulated", "h", _HARDWARE)
     take("hardware_type", "r", _RESULTS, ["hardware_type"])
     if "hardware_type" not in expressions:
-        raise fail(
-            "hardware", *((_RESULTS, ["hardware_type"]) if names.flat else (_HARDWARE, ["hardware_id -> hardware_platforms.hardware_type"]))
-        )
+        raise fail_to_join("hardware", _HARDWARE, "hardware_id", ["hardware_id", "id"], ["hardware_type", "type"], "hardware_type")
     has_runs = join("t", _RUNS, "run_id", ["run_id", "id"])
     if has_runs:
         take("run_started", "t", _RUNS, _RUN_STARTED)

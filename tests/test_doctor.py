@@ -240,6 +240,7 @@ def test_a_file_with_one_speed_renamed_is_a_warning_with_the_columns_to_look_at(
     (warning,) = look(database, api)["benchmark db"][1:]
     assert warning.message.startswith(f"it has no column for {lacking} that is known; results are sent without {lacking}; the columns")
     assert "renamed" in warning.message
+    assert f"rename it to {column};" in warning.guidance
     _, warning = look(database.parent / "*.duckdb", api)["benchmark db"]
     assert warning.message == f"bench has no column for {lacking} that is known; results are sent without {lacking}"
 

@@ -169,6 +169,67 @@ def test_an_unknown_layout_is_told_the_missing_role_and_the_columns_that_are_the
     assert error.guidance
 
 
+@pytest.mark.parametrize(
+    ("statement", "about", "said"),
+    [
+        (
+            "ALTER TABLE performance_results RENAME model_id TO model_ref",
+            "performance_results",
+            "looked for model_id (which leads to models.model_name) or model_name in table performance_results; its columns are: id, model_ref,",
+        ),
+        (
+            "ALTER TABLE performance_results RENAME hardware_id TO device",
+            "performance_results",
+            "looked for hardware_id (which leads to hardware_platforms.hardware_type) or hardware_type in table performance_results; its columns",
+        ),
+        (
+            "ALTER TABLE models RENAME model_id TO number",
+            "models",
+            "looked for model_name in table performance_results, or for model_id or id in table models; its columns are: number, model_name.",
+        ),
+        (
+            "ALTER TABLE models RENAME model_name TO label",
+            "models",
+            "looked for model_name in table performance_results, or for model_name or name in table models; its columns are: model_id, label.",
+        ),
+        (
+            "ALTER TABLE models RENAME TO networks",
+            "models",
+            "or for model_name or name in table models; the tables are: hardware_platforms, networks, performance_results.",
+        ),
+    ],
+)
+def test_one_column_or_table_of_another_name_is_looked_for_where_it_was_missed(
+    statement: str, about: str, said: str, tmp_path: Path
+) -> None:
+    """The columns of a table in which nothing is wrong would mislead; the names that would do instead are told, with what to do."""
+    path = tmp_path / "bench.duckdb"
+    tables = {"performance_results": RESULTS, "models": MODELS, "hardware_platforms": HARDWARE}
+    run(path, *(f"CREATE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind in tables[name].items())})" for name in tables))
+    BenchmarkSource(str(path)).layout()
+    run(path, statement)
+    with pytest.raises(SourceLayoutError) as caught:
+        BenchmarkSource(str(path)).layout()
+    assert said in caught.value.message
+    assert caught.value.fields["table"] == about
+    assert caught.value.guidance.startswith("Rename the ")
+
+
+def test_a_table_of_results_with_another_name_is_asked_about(tmp_path: Path) -> None:
+    """It has what results have; the others have not."""
+    path = tmp_path / "bench.duckdb"
+    build("V1", path, limit=1)
+    run(
+        path,
+        "CREATE TABLE perf_results AS FROM performance_results",
+        "DROP TABLE performance_batch_results",
+        "DROP TABLE performance_results",
+    )
+    with pytest.raises(SourceLayoutError, match=r"has no table performance_results; its tables are: .*perf_results") as caught:
+        BenchmarkSource(str(path)).layout()
+    assert caught.value.guidance.startswith("Did you mean perf_results, which has columns of results?")
+
+
 def test_a_database_without_tables_says_so(tmp_path: Path) -> None:
     """`none` is said, not an empty list."""
     path = tmp_path / "empty.duckdb"
@@ -379,9 +440,7 @@ def test_every_name_that_is_looked_for_is_documented_in_its_order() -> None:
     lines = [line for line in (Path(__file__).parents[1] / "docs/layouts.md").read_text().splitlines() if line.startswith("|")]
     for names in (
         layout_module.TABLES.result_id,
-        layout_module._THROUGHPUT,
-        layout_module._LATENCY,
-        layout_module._MEMORY,
+        *layout_module.FIGURES.values(),
         layout_module._RUN_STARTED,
         layout_module.TABLES.result_time,
         layout_module._SIMULATED,
