@@ -22,6 +22,7 @@ def look_at_ledger(config: BridgeConfig) -> list[Finding]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from benchbridge_plugin.ledger.schema import ledger_meta, runs
+    from benchbridge_plugin.ledger.store import NO_DRIVER
 
     latest = None
     try:
@@ -46,7 +47,7 @@ def look_at_ledger(config: BridgeConfig) -> list[Finding]:
     except (SQLAlchemyError, ImportError) as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
         message = f"the ledger cannot be read: {cause}"
-        guidance = "Check ledger_url (--ledger); docs/operations.md says more."
+        guidance = NO_DRIVER if isinstance(error, ImportError) else "Check ledger_url (--ledger); docs/operations.md says more."
         return [Finding("error", "ledger", message, guidance, 2), _clock(None)]
     return [_of_version(place, int(found or 0), tables), _clock(latest)]
 

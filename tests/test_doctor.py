@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,10 +16,11 @@ from typing import Any
 import duckdb
 import pytest
 
+from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
 from benchbridge_plugin.cli import bridge as group
 from benchbridge_plugin.config import BridgeConfig, load
 from benchbridge_plugin.doctor import Finding, examine
-from benchbridge_plugin.errors import ConfigError
+from benchbridge_plugin.errors import ConfigError, LedgerError
 from benchbridge_plugin.printing import print_findings
 from tests.kit.base_contract import BaseContractServer
 from tests.kit.layouts import BenchmarkDatabase, build
@@ -177,8 +179,6 @@ def test_the_ledger_is_looked_at_and_not_touched(
 
 def test_a_ledger_in_use_is_readable(database: Path, api: BaseContractServer) -> None:
     """Beside a bridge that has it open, and after it."""
-    from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
-
     with BenchmarkPredictivePerformanceBridge(database, api.url) as bridge:
         bridge.sync_recent_results(limit=1)
         assert look(database, api)["ledger"][0].message.endswith("is readable")
@@ -187,8 +187,6 @@ def test_a_ledger_in_use_is_readable(database: Path, api: BaseContractServer) ->
 
 def test_a_run_of_the_future_shows_that_a_clock_is_wrong(database: Path, api: BaseContractServer) -> None:
     """The look-back goes by the clock; nothing else here would tell that it was set back."""
-    from benchbridge_plugin import BenchmarkPredictivePerformanceBridge
-
     with BenchmarkPredictivePerformanceBridge(database, api.url, now=lambda: time.time() + 7200) as bridge:
         bridge.sync_recent_results(limit=1)
     (finding,) = look(database, api)["clock"]
@@ -207,6 +205,22 @@ def test_a_password_in_the_ledger_url_is_not_shown(database: Path, api: BaseCont
     (finding,) = look(database, api, ledger_url="postgresql+psycopg://bridge:SECRET@127.0.0.1:1/ledger")["ledger"]
     assert finding.level == "error"
     assert "SECRET" not in f"{finding.message} {finding.guidance}"
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://db.invalid/ledger", "postgresql://db.invalid/ledger"])
+def test_a_ledger_whose_driver_is_not_installed_is_told_with_what_to_install(
+    url: str, database: Path, api: BaseContractServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the doctor and by the bridge itself; the form without a driver would ask for another one."""
+    for module in ("psycopg", "psycopg2"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (finding,) = look(database, api, ledger_url=url)["ledger"]
+    assert (finding.level, finding.exit_code) == ("error", 2)
+    with BenchmarkPredictivePerformanceBridge(database, api.url, ledger_url=url) as bridge, pytest.raises(LedgerError) as caught:
+        bridge.status()
+    for guidance in (finding.guidance, caught.value.guidance):
+        assert "pip install 'benchbridge[postgres]'" in guidance
+        assert "postgresql+psycopg://" in guidance
 
 
 def test_a_missing_column_is_a_warning_with_the_setting_that_helps(tmp_path: Path, api: BaseContractServer) -> None:

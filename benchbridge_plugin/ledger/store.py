@@ -23,6 +23,8 @@ from benchbridge_plugin.errors import LedgerError, LedgerNewer
 from benchbridge_plugin.ledger import schema
 
 _logger = logging.getLogger(__name__)
+#: What to do where SQLAlchemy finds no driver for a URL.
+NO_DRIVER = "Install the driver with pip install 'benchbridge[postgres]', and begin the URL with postgresql+psycopg://."
 _BUSY_TIMEOUT_S = 30
 _SQLITE_OPTIONS: Mapping[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}}
 #: What libpq does by itself would leave us waiting for minutes on a host that is gone. Seconds, and milliseconds for the last.
@@ -39,7 +41,9 @@ class Store:
         try:
             self.url = make_url(url)
             self._engine: Engine = create_engine(self.url, **(_SQLITE_OPTIONS if self.is_sqlite else self._server_options()))
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except ImportError as error:
+            raise LedgerError(f"The ledger URL cannot be used: {error}.", guidance=NO_DRIVER) from None
+        except (ArgumentError, NoSuchModuleError) as error:
             raise LedgerError(
                 f"The ledger URL cannot be used: {error}.",
                 guidance="Use a file path, sqlite:///path or postgresql+psycopg://... (which needs benchbridge[postgres]).",
