@@ -210,5 +210,5 @@ def _parts(summary: RunSummary) -> list[Rehearsal]:
 
 
 def _example(refused: Refused) -> Finding:
-    said = ", ".join(f"{column} is {value!r}" for column, value in refused.values.items())
+    said = ", ".join(f"{column} is {'NULL' if value is None else repr(value)}" for column, value in refused.values.items())
     return Finding("warning", "results", f"{refused.reason_code}, for example result {refused.result_id}: {said or refused.reason}")

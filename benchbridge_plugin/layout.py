@@ -27,6 +27,7 @@ FIGURES: Mapping[str, Sequence[str]] = {
     "latency_ms": ("average_latency_ms", "latency_ms"),
     "memory_mb": ("memory_peak_mb", "memory_mb", "peak_memory_mb"),
 }
+_REFERENCES = {"model_name": "model_id", "hardware_type": "hardware_id"}
 _ANY_FIGURE = [name for names in FIGURES.values() for name in names]
 _RUN_STARTED = ("started_at", "start_time")
 _RUN = ("run_id", "run_group_id")
@@ -132,9 +133,13 @@ class Layout:
     columns: str
     origins: str  # two columns more, origin_run and origin_commit: what histories keep of where a result comes from
     settings: str  # a column setting_<name> for each of VARIANTS and VERSIONS: what suggestions tell configurations apart by
+    spelt: (
+        str  # a column spelt_<role> for some: what stands there of a figure that is no number, and what refers to a name in another table
+    )
     tables: str
     results_table: str
     roles: Mapping[str, str]  # role -> "table.column", for people
+    references: Mapping[str, str]  # the same of what refers to a name in another table
     unread: Sequence[str]  # columns of the results' table that nothing is read of, for people
 
 
@@ -316,6 +321,12 @@ def detect(
     settings = ", ".join(
         f"CAST({f'r.{quoted(said[name])}' if name in said else 'NULL'} AS VARCHAR) AS setting_{name}" for name in (*VARIANTS, *VERSIONS)
     )
+    texts = {role: column for role, column in figures.items() if column and not _NUMBER.fullmatch(catalogue[tables[_RESULTS]][column])}
+    references = {role: said[key] for role, key in _REFERENCES.items() if key in said and not origin[role].startswith(called(_RESULTS, ""))}
+    words = {**texts, **references}
+    spelt = ", ".join(
+        f"CAST({f'r.{quoted(words[role])}' if role in words else 'NULL'} AS VARCHAR) AS spelt_{role}" for role in (*FIGURES, *_REFERENCES)
+    )
     projection = ",\n       ".join(
         f"{_cast(expressions[role], kind)} AS {role}" if role in expressions else f"CAST(NULL AS {kind}) AS {role}"
         for role, kind in ROLES.items()
@@ -330,9 +341,11 @@ def detect(
         columns=projection,
         origins=origins,
         settings=settings,
+        spelt=spelt,
         tables="\n".join(joins),
         results_table=name_of(_RESULTS),
         roles={role: column for role, column in origin.items() if role in ROLES},
+        references={role: called(_RESULTS, column) for role, column in references.items()},
         unread=[column for column in catalogue[tables[_RESULTS]] if f"r.{quoted(column)}" not in asked],
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from benchbridge_plugin.comparison import Plan
+from benchbridge_plugin.layout import ROLES, Layout
 from benchbridge_plugin.ledger import Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import STATE_NAMES, Progress, RunSummary, SinkProfile, State, SyncRequest
@@ -128,7 +129,7 @@ def rehearse(
         request=asdict(request),
         examples=[Example(row["result_id"], _mapped(row, origin.get(_identity(row), {}), roles)) for row in sample.sent],
         refused_examples=[
-            Refused(code, row["reason"], row["result_id"], _values(REASON_FIELDS[code], origin.get(_identity(row), {}), roles))
+            Refused(code, row["reason"], row["result_id"], _values(REASON_FIELDS[code], origin.get(_identity(row), {}), plan.layout))
             for code, row in sample.refused.items()
         ],
         changed=len(plan.superseded),
@@ -156,8 +157,8 @@ def _origin(
     ids = sorted({row["result_id"] for row in sample.rows})
     if not ids:
         return {}
-    rows = source.read(plan.layout, pa.array(ids, pa.string()))
-    hashes = mapper.measure(rows, profile).select(["result_id", "content_hash"]).to_pylist()
+    rows = source.read(plan.layout, pa.array(ids, pa.string()), columns=f"{plan.layout.columns}, {plan.layout.spelt}")
+    hashes = mapper.measure(rows.select(list(ROLES)), profile).select(["result_id", "content_hash"]).to_pylist()
     wanted = {_identity(row) for row in sample.rows}
     by_id = {row["result_id"]: row for row in rows.to_pylist()}
     return {_identity(row): by_id[row["result_id"]] for row in hashes if _identity(row) in wanted}
@@ -171,16 +172,28 @@ def _mapped(row: Mapping[str, Any], origin: Mapping[str, Any], roles: Mapping[st
     return shown
 
 
-def _values(names: Sequence[str], origin: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
-    lines = [_place(name, origin, roles) for name in names]
-    return {column: value for column, value in lines if column is not None}
+def _values(names: Sequence[str], origin: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """What stands in the columns of these fields, and of a name that is not found in another table also what refers to it."""
+    values: dict[str, Any] = {}
+    for name in names:
+        column, value = _place(name, origin, layout.roles)
+        if column is not None:
+            values[column] = value
+        role = FIELD_ROLES[name][0]
+        if value is None and role in layout.references:
+            values[layout.references[role]] = _shown(origin.get(f"spelt_{role}"))
+    return values
 
 
 def _place(name: str, origin: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str | None, Any]:
     """The column that a field comes from and what stands there: the first that says something, else the first that is there."""
     there = [role for role in FIELD_ROLES[name] if role in roles]
     role = next((role for role in there if origin.get(role) is not None), there[0] if there else None)
-    return (None, None) if role is None else (roles[role], _shown(origin.get(role)))
+    if role is None:
+        return None, None
+    value = origin.get(role)
+    is_nan = isinstance(value, float) and value != value  # what a text that is no number is read as
+    return roles[role], _shown(origin.get(f"spelt_{role}") or value if is_nan else value)
 
 
 def _shown(value: object) -> Any:

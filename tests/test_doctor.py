@@ -328,6 +328,18 @@ def test_what_a_run_as_configured_leaves_out_is_said_with_the_key_to_change(data
     assert narrowed(look(files, api, sync_days_lookback=0, sync_limit=0)) == []
 
 
+def test_what_stands_in_the_file_is_shown_of_what_is_refused(database: Path, api: BaseContractServer) -> None:
+    """In its own words: a text that is no number, and a reference that is NULL."""
+    rewritten(
+        database,
+        "SELECT * REPLACE ('n/a' AS throughput_items_per_second, NULL::DOUBLE AS average_latency_ms, 'n/a' AS memory_peak_mb, 'fp32' AS precision, "
+        "CASE WHEN result_id > 5 THEN model_id END AS model_id) FROM performance_results",
+    )
+    said = " ".join(finding.message for finding in look(database, api)["results"])
+    assert "performance_results.throughput_items_per_second is 'n/a', performance_results.average_latency_ms is NULL" in said
+    assert "models.model_name is NULL, performance_results.model_id is NULL" in said
+
+
 def test_plain_sources_without_lookup_are_warned_about(database: Path, api: BaseContractServer) -> None:
     """A server that cannot be asked leaves results in doubt."""
     found = look(database, api, measurement_source="plain")["predictive API"]

@@ -26,6 +26,17 @@ def rehearsed(world: World, **request: object) -> Rehearsal:
     return found
 
 
+def rewrite(world: World, results: str) -> None:
+    """The table of results made anew from this statement, without its constraints."""
+    for statement in (
+        f"CREATE TABLE kept AS {results}",
+        "DROP TABLE IF EXISTS performance_batch_results",
+        "DROP TABLE performance_results",
+        "ALTER TABLE kept RENAME TO performance_results",
+    ):
+        world.database.execute(statement)
+
+
 def test_an_example_shows_from_which_column_each_field_comes(world: World) -> None:
     """With what stands there and what would be sent; a length that only the extras state comes from them."""
     fill(world, 5)
@@ -54,6 +65,43 @@ def test_each_reason_of_refusal_has_one_example_with_the_offending_value(world: 
     assert found["precision_unsupported"].values == {"performance_results.precision": "int2"}
     assert found["figure_negative"].values["performance_results.throughput_items_per_second"] == -1
     assert (found["batch_size_invalid"].result_id, found["batch_size_invalid"].values) == ("6", {"performance_results.batch_size": 0})
+
+
+def test_a_figure_that_is_no_number_is_shown_as_it_stands_there(world: World) -> None:
+    """It is read as NaN, which stands nowhere; a NaN of the file is one."""
+    fill(world, 3)
+    words = {
+        "throughput_items_per_second": "CASE result_id WHEN 2 THEN 'n/a' ELSE throughput_items_per_second::VARCHAR END",
+        "average_latency_ms": "CASE result_id WHEN 2 THEN '12 ms' ELSE average_latency_ms::VARCHAR END",
+        "memory_peak_mb": "CASE result_id WHEN 2 THEN 'nan'::DOUBLE ELSE memory_peak_mb END",
+    }
+    rewrite(world, f"SELECT * REPLACE ({', '.join(f'{sql} AS {column}' for column, sql in words.items())}) FROM performance_results")
+    (refused,) = rehearsed(world).refused_examples
+    assert (refused.reason_code, refused.result_id) == ("figure_missing", "2")
+    assert refused.values == {
+        "performance_results.throughput_items_per_second": "n/a",
+        "performance_results.average_latency_ms": "12 ms",
+        "performance_results.memory_peak_mb": "nan",
+    }
+    (kept, _) = rehearsed(world).examples
+    assert {line["field"]: line["value"] for line in kept.mapping}["latency"] == pytest.approx(kept.mapping[8]["sent"])
+
+
+@pytest.mark.parametrize("reference", ["NULL", "77"])
+def test_a_name_that_is_not_found_is_shown_with_what_refers_to_it(world: World, reference: str) -> None:
+    """Whether nothing does, or it leads nowhere."""
+    fill(world, 2)
+    rewrite(
+        world,
+        f"SELECT * REPLACE (CASE result_id WHEN 1 THEN {reference} ELSE model_id END AS model_id, "
+        f"CASE result_id WHEN 2 THEN {reference} ELSE hardware_id END AS hardware_id) FROM performance_results",
+    )
+    found = {one.reason_code: one.values for one in rehearsed(world).refused_examples}
+    said = None if reference == "NULL" else reference
+    assert found == {
+        "model_missing": {"models.model_name": None, "performance_results.model_id": said},
+        "hardware_missing": {"hardware_platforms.hardware_type": None, "performance_results.hardware_id": said},
+    }
 
 
 def test_what_changed_since_it_was_delivered_is_told(world: World) -> None:
