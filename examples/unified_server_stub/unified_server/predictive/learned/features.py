@@ -30,6 +30,8 @@ _SAID_FIGURES = NUMBERS[2:]
 KINDS = ("model", "family", "platform", "device", "precision", "mode", "compile", "layout", "framework", "modality")
 _plain = lru_cache(10_000)(plain_name)
 _CARD = ("gmacs", "macts", "parameters", "image")
+_FULL = re.compile(r"(fp|float)?(32|64)?$")  # of precisions; others are done by faster units of a graphics card
+_PASSES, _QUICKER = math.log(3), 1.5  # of training: forward, and backward to inputs and weights; of those units, as a logarithm
 _NUMBER = re.compile(r"\d+")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _TAG = re.compile(r"\.[A-Za-z_].*$")  # of weights, in timm's names; 'qwen2-0.5b' keeps its half
@@ -122,6 +124,18 @@ def derived(numbers: Floats) -> Floats:
     moved = batch + at["macts"]
     ratios = [at[a] - at[b] * (2 if b == "image" else 1) for a, b in RATIOS]
     return np.column_stack([numbers, items, multiplied, moved, *ratios])
+
+
+def effort(rows: Rows) -> Floats:
+    """About how long a step keeps the device busy, as a logarithm (0: about 2 ms at the rate of its specification): work over rate.
+
+    A step takes its overhead until it is busy for longer, so time bends along this.
+    """
+    training = np.array([mode == "training" for mode in rows.words["mode"]], bool)
+    exact = [_FULL.match(p) is not None or d == "cpu" for p, d in zip(rows.words["precision"], rows.words["platform"], strict=True)]
+    work = derived(rows.numbers)[:, len(NUMBERS) + 1] - np.nan_to_num(rows.column("rate"), nan=3.0)
+    busy: Floats = work + _PASSES * training - _QUICKER * ~np.array(exact, bool)
+    return busy
 
 
 #: The columns of ``derived`` along which neither time nor memory falls: the batch size, and what is a product with it.

@@ -9,26 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unified_server.predictive.learned.features import NUMBERS, Floats, Ints, Rows
+from unified_server.predictive.learned.features import NUMBERS, Floats, Ints, Rows, effort
 
-_AXES = ("items", "batch", "length", "image", "gmacs", "parameters", "version", "devices")
+_AXES = ("items", "batch", "length", "effort", "image", "gmacs", "parameters", "version", "devices")
+_EFFORT = _AXES.index("effort")
 _WORDS = ("platform", "device", "precision", "mode", "compile", "layout", "framework")
 #: How far apart two configurations are: for each doubling or so along an axis, and for each word that differs. Far: what changes the whole level of
 #: a model; near: what changes one configuration.
-_FAR = np.array([0.15, 0.05, 0.05, 0.3, 1.0, 1.0, 0.1, 0.3, 0.3, 0.2, 0.15, 1.0, 0.1, 0.1, 0.5])
-_NEAR = np.array([0.6, 0.15, 0.15, 1.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.5])
-#: Share of the far part, noise, scale of distances, smoothness along batch size and length.
+_FAR = np.array([0.15, 0.05, 0.05, 0.1, 0.3, 1.0, 1.0, 0.1, 0.3, 0.3, 0.2, 0.15, 1.0, 0.1, 0.1, 0.5])
+_NEAR = np.array([0.6, 0.15, 0.15, 0.6, 1.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.5])
+_ALONG = 0.05  # what is left of distances in batch size and length where effort is the measure
+
+
+class Setting(NamedTuple):
+    """How residuals carry over. ``share`` of the far part, ``noise``, ``scale`` of distances; ``smooth``: figures bend slowly along batch size and length.
+
+    ``bend``: the effort at which a step takes longer than its overhead. Below it batch size and length change nothing, so that all such rows tell of
+    each other; above it they change the figure by the effort that they add. None: effort is no measure of distance.
+    """
+
+    share: float
+    noise: float
+    scale: float
+    smooth: bool
+    bend: float | None
+
+
 _SETTINGS = [
-    (share, noise, scale, smooth)
+    Setting(share, noise, scale, smooth, bend)
     for share, scale in ((0.4, 0.15), (0.8, 0.4), (0.4, 1.0))
     for noise in (0.003, 0.02, 0.1)
-    for smooth in (0.0, 1.0)
+    for smooth, bend in ((False, None), (True, None), (True, -2.0), (True, -1.0), (True, 0.0))
 ]
-Setting = tuple[float, float, float, float]
+_PLAIN = _SETTINGS[0]
 MOST_IN_BLOCK = 160
 _SHORTEST = 3
 
@@ -81,7 +98,7 @@ class Kriging:
         for model, index in _groups(rows.words["model"]).items():
             if model in self.blocks:
                 start, end = self.blocks[model]
-                distance[index] = _distance(places[index], self.places[start:end], _NEAR).min(axis=1)
+                distance[index] = _distance(places[index], self.places[start:end], _NEAR, _PLAIN).min(axis=1)
         return distance
 
     def arrays(self) -> dict[str, Any]:
@@ -96,14 +113,13 @@ class Kriging:
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> Kriging:
-        share, noise, scale, smooth = facts["setting"]
         blocks = {name: (int(start), int(end)) for name, (start, end) in facts["blocks"].items()}
-        return cls((share, noise, scale, smooth), facts["words"], blocks, arrays["places"], arrays["weights"])
+        return cls(Setting(*facts["setting"]), facts["words"], blocks, arrays["places"], arrays["weights"])
 
 
 def _places(rows: Rows, words: Mapping[str, int]) -> Floats:
-    axes = rows.numbers[:, [NUMBERS.index(axis) for axis in _AXES[1:]]]
-    numbers = np.column_stack([axes[:, 0] + np.nan_to_num(axes[:, 1]), axes])
+    axes = rows.numbers[:, [NUMBERS.index(axis) for axis in _AXES if axis in NUMBERS]]
+    numbers = np.column_stack([axes[:, 0] + np.nan_to_num(axes[:, 1]), axes[:, :2], effort(rows), axes[:, 2:]])
     coded = [[float(words.get(f"{kind}:{word}", -1)) for word in rows.words[kind]] for kind in _WORDS]
     return np.column_stack([np.nan_to_num(numbers), *coded]) if len(rows) else np.zeros((0, len(_FAR)))
 
@@ -121,26 +137,33 @@ def _parts(index: Ints) -> list[Ints]:
     return [part for part in np.array_split(index, count) if len(part)]
 
 
-def _distance(ours: Floats, theirs: Floats, scales: Floats, smooth: float = 0.0) -> Floats:
-    """``smooth``: batch size and sequence length count by the square of their difference, so that figures bend slowly along them."""
+def _distance(ours: Floats, theirs: Floats, scales: Floats, setting: Setting) -> Floats:
+    """``smooth`` and ``bend`` of the setting say what batch size and sequence length count."""
     total = np.zeros((len(ours), len(theirs)))
     for i, scale in enumerate(scales):
-        difference = ours[:, i : i + 1] - theirs[:, i]
-        if smooth and i < 3:
-            total += scale * smooth * difference**2
+        here, there = ours[:, i], theirs[:, i]
+        weight = scale
+        if i == _EFFORT:
+            if setting.bend is None:
+                continue
+            here, there = np.logaddexp(0.0, here - setting.bend), np.logaddexp(0.0, there - setting.bend)
+        elif i < _EFFORT and setting.bend is not None:
+            weight = scale * _ALONG
+        difference = here[:, None] - there
+        if setting.smooth and i <= _EFFORT:
+            total += weight * difference**2
         else:
-            total += scale * (np.abs(difference) if i < len(_AXES) else difference != 0)
+            total += weight * (np.abs(difference) if i < len(_AXES) else difference != 0)
     return total
 
 
 def _kernel(ours: Floats, theirs: Floats, setting: Setting) -> Floats:
-    share, _, scale, smooth = setting
-    near = np.exp(-scale * _distance(ours, theirs, _NEAR, smooth))
-    return share * np.exp(-scale * _distance(ours, theirs, _FAR, smooth)) + (1 - share) * near
+    near = np.exp(-setting.scale * _distance(ours, theirs, _NEAR, setting))
+    return setting.share * np.exp(-setting.scale * _distance(ours, theirs, _FAR, setting)) + (1 - setting.share) * near
 
 
 def _solve(places: Floats, residuals: Floats, setting: Setting) -> tuple[Floats, Floats]:
-    inverse = np.linalg.inv(_kernel(places, places, setting) + setting[1] * np.eye(len(places)))
+    inverse = np.linalg.inv(_kernel(places, places, setting) + setting.noise * np.eye(len(places)))
     weights: Floats = inverse @ residuals
     return weights, weights / np.diag(inverse)
 
