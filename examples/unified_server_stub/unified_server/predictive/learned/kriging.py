@@ -98,7 +98,7 @@ class Kriging:
         for model, index in _groups(rows.words["model"]).items():
             if model in self.blocks:
                 start, end = self.blocks[model]
-                distance[index] = _distance(places[index], self.places[start:end], _NEAR, _PLAIN).min(axis=1)
+                distance[index] = _distances(places[index], self.places[start:end], _PLAIN)[0].min(axis=1)
         return distance
 
     def arrays(self) -> dict[str, Any]:
@@ -137,33 +137,46 @@ def _parts(index: Ints) -> list[Ints]:
     return [part for part in np.array_split(index, count) if len(part)]
 
 
-def _distance(ours: Floats, theirs: Floats, scales: Floats, setting: Setting) -> Floats:
-    """``smooth`` and ``bend`` of the setting say what batch size and sequence length count."""
-    total = np.zeros((len(ours), len(theirs)))
-    for i, scale in enumerate(scales):
-        here, there = ours[:, i], theirs[:, i]
-        weight = scale
+def _distances(ours: Floats, theirs: Floats, setting: Setting) -> tuple[Floats, Floats]:
+    """By _NEAR and by _FAR. ``smooth`` and ``bend`` of the setting say what batch size and sequence length count."""
+    near, far = np.zeros((len(ours), len(theirs))), np.zeros((len(ours), len(theirs)))
+    varies = (ours != theirs[0]).any(axis=0) | (theirs != theirs[0]).any(axis=0)  # within a model few axes do
+    for i in np.flatnonzero(varies):
+        here, there, counts = ours[:, i], theirs[:, i], 1.0
         if i == _EFFORT:
             if setting.bend is None:
                 continue
             here, there = np.logaddexp(0.0, here - setting.bend), np.logaddexp(0.0, there - setting.bend)
         elif i < _EFFORT and setting.bend is not None:
-            weight = scale * _ALONG
-        difference = here[:, None] - there
-        if setting.smooth and i <= _EFFORT:
-            total += weight * difference**2
+            counts = _ALONG
+        apart = here[:, None] - there
+        if i >= len(_AXES):
+            apart = (apart != 0).astype(float)
+        elif setting.smooth and i <= _EFFORT:
+            apart = apart**2
         else:
-            total += weight * (np.abs(difference) if i < len(_AXES) else difference != 0)
-    return total
+            apart = np.abs(apart)
+        near += _NEAR[i] * counts * apart
+        far += _FAR[i] * counts * apart
+    return near, far
 
 
 def _kernel(ours: Floats, theirs: Floats, setting: Setting) -> Floats:
-    near = np.exp(-setting.scale * _distance(ours, theirs, _NEAR, setting))
-    return setting.share * np.exp(-setting.scale * _distance(ours, theirs, _FAR, setting)) + (1 - setting.share) * near
+    return _falling(*_distances(ours, theirs, setting), setting)
+
+
+def _falling(near: Floats, far: Floats, setting: Setting) -> Floats:
+    covariance: Floats = setting.share * np.exp(-setting.scale * far) + (1 - setting.share) * np.exp(-setting.scale * near)
+    return covariance
 
 
 def _solve(places: Floats, residuals: Floats, setting: Setting) -> tuple[Floats, Floats]:
-    inverse = np.linalg.inv(_kernel(places, places, setting) + setting.noise * np.eye(len(places)))
+    return _solved(_kernel(places, places, setting), residuals, setting)
+
+
+def _solved(covariance: Floats, residuals: Floats, setting: Setting) -> tuple[Floats, Floats]:
+    """The weights, and what is left of each row when it is left out."""
+    inverse = np.linalg.inv(covariance + setting.noise * np.eye(len(residuals)))
     weights: Floats = inverse @ residuals
     return weights, weights / np.diag(inverse)
 
@@ -173,8 +186,13 @@ def _choose(groups: Sequence[Ints], places: Floats, residuals: Floats) -> Settin
     tried = [index[:MOST_IN_BLOCK] for index in groups if len(index) >= _SHORTEST]
     tried = tried[:: max(1, len(tried) // 60)]
     if not tried:
-        return _SETTINGS[0]
-    return min(
-        _SETTINGS,
-        key=lambda setting: float(np.mean(np.abs(np.concatenate([_solve(places[i], residuals[i], setting)[1] for i in tried])))),
-    )
+        return _PLAIN
+    errors = dict.fromkeys(_SETTINGS, 0.0)
+    for index in tried:
+        distances: dict[tuple[bool, float | None], tuple[Floats, Floats]] = {}  # which settings share: they take the longest
+        for setting in _SETTINGS:
+            ruler = setting.smooth, setting.bend
+            if ruler not in distances:
+                distances[ruler] = _distances(places[index], places[index], setting)
+            errors[setting] += float(np.abs(_solved(_falling(*distances[ruler], setting), residuals[index], setting)[1]).sum())
+    return min(errors, key=errors.__getitem__)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,10 @@ def _engine(rows: Rows, i: int) -> str:
 
 def _figure(rows: Rows, target: Floats, *, timed: bool) -> Figure:
     regressor, left = Regressor.fit(rows, target, timed=timed)
-    few, new = _new_devices(rows, target, timed)
-    groups = {"seen/known": left.seen, "unseen/known": left.unseen, "few": few, "new": new}
+    few, new = _new_devices(rows, target, regressor)
+    groups = {"seen/known": left.seen, "unseen/known": left.unseen, "few": few, "new": np.concatenate([np.zeros(0), *new])}
     errors = {f"{name}_error_percent": _percent(found) for name, found in groups.items() if len(found)}
+    groups["new"] = _of_a_new_device(new)
     ranges = {}
     for axis in ("batch", "length", "image", "gmacs", "parameters"):
         column = rows.column(axis)
@@ -179,26 +181,42 @@ def _percent(residuals: Floats) -> float:
     return round(100 * float(np.median(np.abs(np.expm1(-residuals)))), 2)
 
 
-def _new_devices(rows: Rows, target: Floats, timed: bool, most: int = 2500) -> tuple[Floats, Floats]:
-    """What is left of rows of devices that were left out: with ten rows of the device, and with none. Small fits on at most ``most`` rows."""
+def _new_devices(rows: Rows, target: Floats, whole: Regressor, most: int = 2500) -> tuple[Floats, list[Floats]]:
+    """What is left of rows of devices that were left out: with ten rows of the device, and with none, each by itself.
+
+    Small fits on at most ``most`` rows.
+    """
     random = np.random.default_rng(0)
     index: Ints = np.sort(random.permutation(len(rows))[:most])
     rows, target = rows.take(index), target[index]
     devices = np.array(rows.words["device"], object).astype(str)
     names, counts = np.unique(devices, return_counts=True)
-    few, new = [np.zeros(0)], [np.zeros(0)]
-    if len(names) < 2:
-        return few[0], new[0]
+    few, new = [np.zeros(0)], []
     for device in names[np.argsort(-counts)][:4]:
         out, rest = np.flatnonzero(devices == device), np.flatnonzero(devices != device)
         if len(rest) < _LEAST or len(out) < _LEAST:
             continue
-        regressor, _ = Regressor.fit(rows.take(rest), target[rest], timed=timed, rounds=40)
+        regressor, _ = Regressor.fit(rows.take(rest), target[rest], timed=whole.timed, rounds=40, like=whole)
         left = target[out] - regressor.predict(rows.take(out))
         ten, others = np.split(random.permutation(len(out)), [10])
         few.append(_thinned(calibrated(rows.take(out), left, ten)[others]))
         new.append(_thinned(left))
-    return np.concatenate(few), np.concatenate(new)
+    return np.concatenate(few), new
+
+
+def _of_a_new_device(left: Sequence[Floats]) -> Floats:
+    """What to expect to be left of the rows of one device more, from what was left of each device that was left out.
+
+    All rows of a device are off together, so a handful of devices are a handful of draws, however many rows they have: what they are off by is taken
+    for a normal distribution with their mean and spread, and the rows for spread around it alike.
+    """
+    if not left:
+        return np.zeros(0)
+    off = np.array([np.median(rows) for rows in left])
+    around = _thinned(np.concatenate([rows - middle for rows, middle in zip(left, off, strict=True)]))
+    normal = NormalDist(float(off.mean()), max(float(off.std()), 1e-9))
+    drawn = np.array([normal.inv_cdf(percent / 100) for percent in range(1, 100)])
+    return _thinned((drawn[:, None] + around).ravel())
 
 
 def _thinned(residuals: Floats) -> Floats:

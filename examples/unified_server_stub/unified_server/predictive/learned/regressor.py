@@ -93,8 +93,10 @@ class Regressor:
     few: frozenset[str]  # devices with so few rows that only their own line knows them: the line of all rows does not
 
     @classmethod
-    def fit(cls, rows: Rows, target: Floats, *, timed: bool, rounds: int = _ROUNDS) -> tuple[Regressor, Residuals]:
-        """The fitted figure, and what its parts left of rows that they had not seen."""
+    def fit(
+        cls, rows: Rows, target: Floats, *, timed: bool, rounds: int = _ROUNDS, like: Regressor | None = None
+    ) -> tuple[Regressor, Residuals]:
+        """The fitted figure, and what its parts left of rows that they had not seen. ``like``: another one, whose settings are taken, not chosen anew."""
         rounds = min(rounds, 40 + len(target) // 20)
         families = _fold(rows.words["family"])
         fold = np.array([families[name] for name in rows.words["family"]])
@@ -110,11 +112,11 @@ class Regressor:
             residuals[test] = target[test] - base[test] - grown.predict(features[test])
             lines.append(line)
             trees.append(grown)
-        rough, left = Kriging.fit(rows, residuals)
+        rough, left = Kriging.fit(rows, residuals, like.rough.setting if like else None)
         devices = _device_lines(rows, left)
         unseen = residuals - _by_device(rows, devices)
         rough, left = Kriging.fit(rows, unseen, rough.setting)
-        smooth, smooth_left = Kriging.fit(rows, target - lines[-1].predict(rows))
+        smooth, smooth_left = Kriging.fit(rows, target - lines[-1].predict(rows), like.smooth.setting if like else None)
         mix = min((0.0, 0.25, 0.5, 0.75, 1.0), key=lambda m: float(np.mean(np.abs(m * left + (1 - m) * smooth_left))))
         seen = mix * left + (1 - mix) * smooth_left
         folds = dict(zip(rows.words["model"], fold.tolist(), strict=True))
