@@ -181,7 +181,7 @@ def _percent(residuals: Floats) -> float:
     return round(100 * float(np.median(np.abs(np.expm1(-residuals)))), 2)
 
 
-def _new_devices(rows: Rows, target: Floats, whole: Regressor, most: int = 2500) -> tuple[Floats, list[Floats]]:
+def _new_devices(rows: Rows, target: Floats, whole: Regressor, most: int = 5000) -> tuple[Floats, list[Floats]]:
     """What is left of rows of devices that were left out: with ten rows of the device, and with none, each by itself.
 
     Small fits on at most ``most`` rows.
@@ -214,7 +214,7 @@ def _of_a_new_device(left: Sequence[Floats]) -> Floats:
         return np.zeros(0)
     off = np.array([np.median(rows) for rows in left])
     around = _thinned(np.concatenate([rows - middle for rows, middle in zip(left, off, strict=True)]))
-    normal = NormalDist(float(off.mean()), max(float(off.std()), 1e-9))
+    normal = NormalDist(float(off.mean()), max(float(off.std(ddof=1)) if len(off) > 1 else 0.0, 1e-9))
     drawn = np.array([normal.inv_cdf(percent / 100) for percent in range(1, 100)])
     return _thinned((drawn[:, None] + around).ravel())
 
