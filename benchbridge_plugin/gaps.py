@@ -24,10 +24,11 @@ class Gap:
 
 def gaps(config: BridgeConfig, roles: Collection[str], unread: Sequence[str] = (), who: str = "it has") -> list[Gap]:
     """The gaps of a file in which columns for these roles were found. `unread`: its other columns, among which one may have been renamed."""
+    here = f"; the columns that nothing is read of are {listed(unread)}" if unread else ""
     found = [
         Gap(
             (role,),
-            f"{who} no column for {role}; results are refused unless their metrics state it",
+            f"{who} no column for {role}; results are refused unless their metrics state it{here}",
             f"Set {setting} if all such results share one.",
         )
         for role, setting in _ASSUMABLE
@@ -37,7 +38,6 @@ def gaps(config: BridgeConfig, roles: Collection[str], unread: Sequence[str] = (
     if lacking:  # a file without one can be right; one whose column was renamed looks the same
         names = " or ".join(_SPEEDS[role] for role in lacking)
         sent = "memory is all that is sent" if len(lacking) == len(_SPEEDS) else f"results are sent without {names}"
-        here = f"; the columns that nothing is read of are {listed(unread)}" if unread else ""
         message = f"{who} no column for {names} that is known; {sent}{here}"
         known = " or ".join(FIGURES[role][0] for role in lacking)
         found.append(Gap(lacking, message, f"If there is one of another name, rename it to {known}; docs/layouts.md lists all names."))
