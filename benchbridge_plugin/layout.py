@@ -133,9 +133,7 @@ class Layout:
     columns: str
     origins: str  # two columns more, origin_run and origin_commit: what histories keep of where a result comes from
     settings: str  # a column setting_<name> for each of VARIANTS and VERSIONS: what suggestions tell configurations apart by
-    spelt: (
-        str  # a column spelt_<role> for some: what stands there of a figure that is no number, and what refers to a name in another table
-    )
+    spelt: str  # columns spelt_<role>: a figure that is no number, as it stands; what refers to a name in another table
     tables: str
     results_table: str
     roles: Mapping[str, str]  # role -> "table.column", for people

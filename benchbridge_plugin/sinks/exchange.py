@@ -128,11 +128,8 @@ class _SecureConnection(HTTPSConnection):
     def connect(self) -> None:
         try:
             super().connect()
-        except (
-            TimeoutError,
-            ConnectionError,
-            ssl.SSLEOFError,
-        ) as error:  # the connection stood; urllib3 has errors of its own for one that did not
+        except (TimeoutError, ConnectionError, ssl.SSLEOFError) as error:
+            # The connection stood: urllib3 has errors of its own for one that did not.
             if self._tunnel_host is not None:  # it may be the proxy that does not answer
                 raise
             raise ssl.SSLError(_NO_TLS) from error
