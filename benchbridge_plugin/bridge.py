@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +22,7 @@ from benchbridge_plugin.feed import Watch
 from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import LeaseHolder, Page, Schedule
-from benchbridge_plugin.model import STATE_NAMES, Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
+from benchbridge_plugin.model import Progress, RunSummary, SinkProfile, State, SyncRequest, SyncTotal
 from benchbridge_plugin.parts import Parts, Workshop, lookback
 from benchbridge_plugin.planning.planner import ASKING_S, MOST, Wish
 from benchbridge_plugin.regressions.watch import regression_with_history
@@ -236,10 +235,6 @@ class BenchmarkPredictivePerformanceBridge:
         roster = parts.roster()
         runs = roster.runs(limit=1)
         accountings = roster.accountings()
-        refused: Counter[str] = Counter()
-        for group in roster.refusals():
-            if group["state"] == STATE_NAMES[State.REJECTED]:
-                refused[group["code"]] += group["count"]
         problems = problems_as_json(connections, runs)
         status = {
             "status": "degraded" if problems else "ok",
@@ -251,7 +246,7 @@ class BenchmarkPredictivePerformanceBridge:
             "schedule": self.schedule(),
             "lease": lease_as_json(roster.lease_holder()),
             "last_run": runs[0] if runs else None,
-            "accounting": {**accounting_as_json(roster.total_of(accountings)), "rejected_by_reason": dict(refused)},
+            "accounting": {**accounting_as_json(roster.total_of(accountings)), "rejected_by_reason": roster.rejected_by_reason()},
             "config": self.config.redacted(),
         }
         return {**status, "sources": roster.sources(accountings)} if roster.several else status

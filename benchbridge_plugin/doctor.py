@@ -72,7 +72,8 @@ def _source(bridge: BenchmarkPredictivePerformanceBridge) -> list[Finding]:
     roles = layout.roles
     message = f"{bridge.config.files.label} is readable; roles found:"
     readable = Finding("ok", "benchmark db", message, roles={role: roles[role] for role in sorted(roles)})
-    return [readable, *(_lacking(gap) for gap in gaps(bridge.config, roles, layout.unread))]
+    lacking = gaps(bridge.config, roles, layout.unread)
+    return [readable, *(Finding("warning", "benchmark db", gap.message, gap.guidance) for gap in lacking)]
 
 
 def _sources(
@@ -88,19 +89,15 @@ def _sources(
         named = [file.name for file, _ in readable]
         message = f"{len(readable)} of {len(each)} benchmark files are readable: {listed(named)}"
         findings.insert(0, Finding("ok", "benchmark db", message))
-    causes: dict[tuple[str, ...], list[BenchmarkFile]] = {}
+    lacking: dict[Gap, list[str]] = {}
     for file, roles in readable:
         for gap in gaps(bridge.config, roles):
-            causes.setdefault(gap.cause, []).append(file)
-    for cause, files in causes.items():
-        who = f"{listed([file.name for file in files])} {'has' if len(files) == 1 else 'have'}"
-        lacks = dict(readable)[files[0]]
-        findings += [_lacking(gap) for gap in gaps(bridge.config, lacks, who=who) if gap.cause == cause]
+            lacking.setdefault(gap, []).append(file.name)
+    for gap, files in lacking.items():
+        findings.append(
+            Finding("warning", "benchmark db", f"{listed(files)} {'has' if len(files) == 1 else 'have'} {gap.lack}", gap.guidance)
+        )
     return findings
-
-
-def _lacking(gap: Gap) -> Finding:
-    return Finding("warning", "benchmark db", gap.message, gap.guidance)
 
 
 def _sink(bridge: BenchmarkPredictivePerformanceBridge, config: BridgeConfig) -> list[Finding]:

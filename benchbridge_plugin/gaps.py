@@ -15,32 +15,34 @@ _NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`cause` names what is lacking, and is the same for all files that lack it; `message` and `guidance` are for people."""
+    """`lack` ends a sentence that begins with who has it; all files with the same gap have an equal one, as long as their other columns are not told."""
 
-    cause: tuple[str, ...]
-    message: str
+    lack: str
     guidance: str
 
+    @property
+    def message(self) -> str:
+        return f"it has {self.lack}"
 
-def gaps(config: BridgeConfig, roles: Collection[str], unread: Sequence[str] = (), who: str = "it has") -> list[Gap]:
+
+def gaps(config: BridgeConfig, roles: Collection[str], unread: Sequence[str] = ()) -> list[Gap]:
     """The gaps of a file in which columns for these roles were found. `unread`: its other columns, among which one may have been renamed."""
     here = f"; the columns that nothing is read of are {listed(unread)}" if unread else ""
     found = [
         Gap(
-            (role,),
-            f"{who} no column for {role}; results are refused unless their metrics state it{here}",
+            f"no column for {role}; results are refused unless their metrics state it{here}",
             f"Set {setting} if all such results share one.",
         )
         for role, setting in _ASSUMABLE
         if role not in roles and getattr(config, setting) is None
     ]
-    lacking = tuple(role for role in _SPEEDS if role not in roles)
+    lacking = [role for role in _SPEEDS if role not in roles]
     if lacking:  # a file without one can be right; one whose column was renamed looks the same
         names = " or ".join(_SPEEDS[role] for role in lacking)
         sent = "memory is all that is sent" if len(lacking) == len(_SPEEDS) else f"results are sent without {names}"
-        message = f"{who} no column for {names} that is known; {sent}{here}"
         known = " or ".join(FIGURES[role][0] for role in lacking)
-        found.append(Gap(lacking, message, f"If there is one of another name, rename it to {known}; docs/layouts.md lists all names."))
+        guidance = f"If there is one of another name, rename it to {known}; docs/layouts.md lists all names."
+        found.append(Gap(f"no column for {names} that is known; {sent}{here}", guidance))
     return found
 
 

@@ -17,7 +17,7 @@ from benchbridge_plugin.errors import BridgeError, ConfigError, LeaseBusy, Sourc
 from benchbridge_plugin.feed import Feed, Watch
 from benchbridge_plugin.files import BenchmarkFile
 from benchbridge_plugin.ledger import STATES, LeaseHolder, Ledger, Page
-from benchbridge_plugin.model import Accounting, RunSummary, State, SyncRequest
+from benchbridge_plugin.model import STATE_NAMES, Accounting, RunSummary, State, SyncRequest
 from benchbridge_plugin.regressions.watch import Watched
 from benchbridge_plugin.round import Turn, in_turn, sync_all
 from benchbridge_plugin.sinks.base import Sink
@@ -174,6 +174,14 @@ class Roster:
     def refusals(self) -> list[dict[str, Any]]:
         """What Accounts.refusals says, over all files."""
         return refusals_total(self.ledger.accounts.refusals(feed.source_id) for feed in self.feeds)
+
+    def rejected_by_reason(self) -> dict[str, int]:
+        """How many results are refused by each reason code, over all files."""
+        total: Counter[str] = Counter()
+        for group in self.refusals():
+            if group["state"] == STATE_NAMES[State.REJECTED]:
+                total[group["code"]] += group["count"]
+        return dict(total)
 
     def quality(self) -> dict[str, int]:
         """What Accounts.quality says, over all files."""
