@@ -13,22 +13,27 @@ from benchbridge_plugin.errors import BridgeError, ConfigError
 from benchbridge_plugin.web.auth import HEADER
 
 _logger = logging.getLogger(__name__)
+_TITLES = {
+    400: "Bad request",
+    401: "API key needed",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "Not acceptable",
+    409: "Conflict",
+    413: "Too large",
+    415: "Not JSON",
+    422: "Invalid value",
+    500: "Internal error",
+    502: "Predictive API",
+    503: "Not available",
+}
 
 
 def problem(
     status: int, code: str, detail: str, *, guidance: str = "", headers: Mapping[str, str] | None = None, **fields: object
 ) -> Response:
     """A problem document. `code` is for machines, `detail` and `guidance` are sentences."""
-    titles = {
-        400: "Bad request",
-        401: "API key needed",
-        404: "Not found",
-        405: "Method not allowed",
-        406: "Not acceptable",
-        409: "Conflict",
-    }
-    titles |= {413: "Too large", 415: "Not JSON", 422: "Invalid value", 500: "Internal error", 502: "Predictive API", 503: "Not available"}
-    body = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status, "code": code, "detail": detail}
+    body = {"type": "about:blank", "title": _TITLES.get(status, "Error"), "status": status, "code": code, "detail": detail}
     if guidance:
         body["guidance"] = guidance
     return Response(json.dumps({**body, **fields}), status, headers=dict(headers or {}), content_type="application/problem+json")
