@@ -128,7 +128,7 @@ class _SecureConnection(HTTPSConnection):
     def connect(self) -> None:
         try:
             super().connect()
-        except (TimeoutError, ConnectionError, ssl.SSLEOFError) as error:
+        except (TimeoutError, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             # The connection stood: urllib3 has errors of its own for one that did not.
             if self._tunnel_host is not None:  # it may be the proxy that does not answer
                 raise
