@@ -14,7 +14,7 @@ from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Holder, Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import Outcome, SinkProfile
-from benchbridge_plugin.scoring import Scorer
+from benchbridge_plugin.scoring import Cost, Scorer
 from benchbridge_plugin.sinks.base import Forecaster, Sink
 from benchbridge_plugin.source import BenchmarkSource
 from benchbridge_plugin.tally import Tally
@@ -43,6 +43,7 @@ class Carrier:
         self._max_attempts = max_attempts
         self._jitter = jitter
         self._score_sample = score_sample
+        self._cost = Cost()
 
     def measure(self, layout: Layout, chunk: pa.Table, profile: SinkProfile, batch: pa.Table | None = None) -> pa.Table:
         """The chunk read and mapped, in the chunk's order; or taken from a batch that it was mapped to when it was compared. A row that is gone or changed
@@ -85,7 +86,7 @@ class Carrier:
         """An answer must not take so long that the lease is lost meanwhile."""
         if self._score_sample == 0 or not isinstance(sink, Forecaster):
             return None
-        return Scorer(sink, self._score_sample, patience_s=holder.duration_s / 4, stopping=beat.stopping)
+        return Scorer(sink, self._score_sample, cost=self._cost, patience_s=holder.duration_s / 4, stopping=beat.stopping)
 
     def _retry_at(self, attempts: int, outcome: Outcome) -> float:
         """Exponential back-off with full jitter in its upper half; never earlier than the server asked for."""

@@ -7,6 +7,7 @@ not answer in time, is left alone. What it said is written by the transaction th
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ _logger = logging.getLogger(__name__)
 _SHARE_OF_TIME = 0.1
 _SHARE_OVER_HTTP = 0.1
 _AT_LEAST = 200  # rows of a batch that a sample has
-_FIRST = 20  # rows, as long as nothing is known of how long they take; then up to ten times as many as the last time
+_FIRST = 20  # rows, as long as nothing is known of how long they take; then up to ten times as many as were ever asked for
 _GROWTH = 10
+_REMEMBERED = 8  # answers
 _ALLOWANCE_S = 0.25  # of a run, whatever it delivers: so a small cycle is scored whole
 _PATIENCE_S = 5.0
 _IDENTITY = ("result_id", "content_hash")
@@ -48,10 +50,36 @@ class Scored:
     errors: Mapping[accuracy.Group, accuracy.Errors]
 
 
+class Cost:
+    """What asking a predictor takes, as its last answers had it: so much for being asked at all, and so much for each row. Outlives a run."""
+
+    def __init__(self) -> None:
+        self._answers: tuple[tuple[int, float], ...] = ()  # replaced, never changed: several threads may look at it
+
+    def learn(self, rows: int, seconds: float) -> None:
+        self._answers = (*self._answers, (rows, max(seconds, 1e-6)))[-_REMEMBERED:]
+
+    @property
+    def fixed_s(self) -> float:
+        """No more than this is due for being asked. 0 as long as answers about one number of rows alone say nothing of it."""
+        several = len({rows for rows, _ in self._answers}) > 1
+        return min(seconds for _, seconds in self._answers) if several else 0.0
+
+    def rows_within(self, seconds: float) -> int:
+        """How many rows it answers in so much time; at least one."""
+        if not self._answers:
+            return _FIRST
+        most, took = max(self._answers)
+        each = max(took - self.fixed_s, 0.0) / most
+        affordable = (seconds - self.fixed_s) / each if each else math.inf
+        return max(int(min(affordable, _GROWTH * most)), 1)
+
+
 class Scorer:
     """Asks one sink. `sample`: the part of the results that is asked for; None: all in the same process, a tenth over HTTP; 0: none.
 
-    `patience_s`: how long one answer may take. For one run; `begin` and `end` are called in turns, and neither raises what a predictor causes.
+    `cost`: what is known of it from earlier runs; `patience_s`: how long one answer may take. For one run; `begin` and `end` are called in turns, and
+    neither raises what a predictor causes.
     """
 
     def __init__(
@@ -59,6 +87,7 @@ class Scorer:
         sink: Forecaster,
         sample: float | None,
         *,
+        cost: Cost | None = None,
         patience_s: float = _PATIENCE_S,
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -69,8 +98,8 @@ class Scorer:
         self._stopping = stopping
         self._clock = clock
         self._left_s = _ALLOWANCE_S  # of the time that asking may take
-        self._rate = 0.0  # rows a second, of the last answer
-        self._most = _FIRST
+        self._cost = Cost() if cost is None else cost
+        self._asked = False
         self._began = 0.0
 
     def begin(self, batch: pa.Table) -> Forecast | None:
@@ -95,13 +124,15 @@ class Scorer:
         return scored
 
     def _ask(self, batch: pa.Table) -> Forecast | None:
-        """In pieces that grow: how long a piece takes is known from the one before it."""
+        """In pieces: as much as the time that is left allows, and none as long as half of it would go into being asked at all."""
+        if not self._worth_asking():
+            return None
         waiting = self._sample_of(batch)
         rows: list[pa.Array] = []
         said: list[pa.Table] = []
-        while len(waiting) and self._left_s > 0 and not self._stopping():
-            affordable = int(self._left_s * self._rate) if self._rate else _FIRST
-            piece = waiting[: max(min(affordable, self._most), 1)]
+        while len(waiting) and self._worth_asking() and not self._stopping():
+            piece = waiting[: self._cost.rows_within(max(self._left_s, 2 * self._cost.fixed_s))]
+            self._asked = True
             began = self._clock()
             answer = self._answer(batch.select([*FORECAST_FIELDS]).take(piece))
             took = self._clock() - began
@@ -109,11 +140,15 @@ class Scorer:
             if answer is None:
                 self._share = 0.0
                 return None
-            self._rate, self._most = len(piece) / max(took, 1e-6), _GROWTH * len(piece)
+            self._cost.learn(len(piece), took)
             rows.append(piece)
             said.append(answer)
             waiting = waiting[len(piece) :]
         return Forecast(pa.concat_arrays(rows), pa.concat_tables(said)) if rows else None
+
+    def _worth_asking(self) -> bool:
+        """Once in each run it is, so that small ones are scored, too."""
+        return self._left_s > 0 and (not self._asked or self._left_s >= 2 * self._cost.fixed_s)
 
     def _answer(self, asked: pa.Table) -> pa.Table | None:
         """None: it cannot, failed, or took too long."""
@@ -129,8 +164,15 @@ class Scorer:
         each time."""
         new = pc.indices_nonzero(batch.column("is_new")) if "is_new" in batch.column_names else pa.array(range(len(batch)), pa.uint64())
         wanted = max(round(self._share * len(new)), min(len(new), _AT_LEAST))
-        keys = batch.column("key").take(new).cast(pa.binary())
-        return new.take(pc.sort_indices(keys)[:wanted]) if len(new) else new
+        order = pc.array_sort_indices(_numbers(pa.concat_arrays(batch.column("key").chunks)).take(new))
+        return new.take(order[:wanted])
+
+
+def _numbers(keys: pa.Array) -> pa.Array:
+    """The first eight bytes of each key: to sort them takes a tenth of the time that the keys take."""
+    keys = keys.cast(pa.binary(16))
+    halves = pa.Array.from_buffers(pa.uint64(), 2 * (keys.offset + len(keys)), [None, keys.buffers()[1]])
+    return halves.take(pa.array(range(2 * keys.offset, len(halves), 2), pa.int64()))
 
 
 def _score(forecast: Forecast, batch: pa.Table, receipt: Receipt) -> Scored | None:

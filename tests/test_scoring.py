@@ -18,7 +18,7 @@ from benchbridge_plugin.errors import SinkUnreachable
 from benchbridge_plugin.events import Event
 from benchbridge_plugin.ledger import Holder, Ledger
 from benchbridge_plugin.model import FORECAST_FIELDS, Fate, Outcome, Receipt, SyncRequest
-from benchbridge_plugin.scoring import Scorer
+from benchbridge_plugin.scoring import Cost, Scorer
 from benchbridge_plugin.sinks.exchange import NoAnswer, Reply
 from benchbridge_plugin.sinks.http import HttpSink
 from benchbridge_plugin.sinks.service import ServiceSink
@@ -169,18 +169,19 @@ def test_no_sample_asks_nothing(world: World, service: Callable[[Predict], Predi
 
 
 class Timed:
-    """A sink that takes so long for each row of a prediction."""
+    """A sink that takes so long for a prediction, and for each row of it."""
 
     is_near = True
 
-    def __init__(self, clock: Clock, row_s: float = 0.001) -> None:
+    def __init__(self, clock: Clock, row_s: float = 0.001, fixed_s: float = 0.0) -> None:
         self._clock = clock
         self._row_s = row_s
+        self._fixed_s = fixed_s
         self.asked: list[int] = []
 
     def forecast(self, batch: pa.Table) -> pa.Table:
         self.asked.append(len(batch))
-        self._clock.advance(self._row_s * len(batch))
+        self._clock.advance(self._fixed_s + self._row_s * len(batch))
         return of_figures(throughput=800.5)(batch)
 
 
@@ -201,6 +202,33 @@ def test_a_predictor_gets_a_tenth_of_the_time_of_delivery_and_a_quarter_of_a_sec
         scorer.end(forecast, batch, Receipt([None] * len(batch)))
     allowed = min(1.0 * 10 * 5_000, (0.25 + 0.1 * 10) / row_s)
     assert 0.5 * allowed < sum(sink.asked) <= allowed + 20
+
+
+def test_a_predictor_that_takes_long_to_begin_is_asked_seldom_and_for_many_rows() -> None:
+    """At least half of a tenth of the time goes into rows, not into beginnings."""
+    clock = Clock()
+    sink = Timed(clock, 0.000_02, fixed_s=0.15)
+    scorer = Scorer(sink, None, clock=clock)
+    batch = many(20_000)
+    began = clock.time
+    for _ in range(40):
+        forecast = scorer.begin(batch)
+        clock.advance(1.0)
+        scorer.end(forecast, batch, Receipt([None] * len(batch)))
+    asking_s = clock.time - began - 40
+    assert asking_s <= 0.25 + 0.1 * 40 + 0.01
+    assert sum(sink.asked) > 0.4 * asking_s / 0.000_02
+
+
+def test_what_an_answer_took_is_remembered_from_run_to_run() -> None:
+    """So that a small batch is asked for at once, even where to be asked takes all the time that there is."""
+    clock = Clock()
+    sink = Timed(clock, 0.000_02, fixed_s=0.2)
+    cost = Cost()
+    for _ in range(3):
+        Scorer(sink, None, cost=cost, clock=clock).begin(many(100))
+    assert sink.asked[-1] == 100
+    assert len(sink.asked) <= 5
 
 
 def test_a_quick_predictor_is_asked_for_all_and_a_small_batch_whole() -> None:
