@@ -220,8 +220,8 @@ def _without_repeated(seen: pa.Table) -> pa.Table:
 
 def _in_order(held: list[pa.Table], batch_rows: int) -> pa.Table:
     window = pa.concat_tables(held)
-    # A large batch that is sent as a whole gains nothing by an order within it.
-    return window if len(window) // batch_rows <= 1 and len(window) > _WINDOW else window.sort_by(_ORDER)
+    # Large batches are sent as a whole, one a second: an order among so many and within each gains nothing.
+    return window if batch_rows >= _WINDOW and len(window) > _WINDOW else window.sort_by(_ORDER)
 
 
 def _as_new(batch: pa.Table) -> pa.Table:

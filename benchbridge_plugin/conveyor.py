@@ -1,8 +1,8 @@
 """Batches on their way to the sink: the next one is read, mapped and claimed while one is being sent and the last one is written down.
 
-Three threads, each with one kind of work: a reader, which asks for the next batch; the ledger, whose steps are taken one after the other in the order
-in which they were asked for; and the caller's, which sends. What is durable before what stays as it is without them: a batch is claimed before its
-first byte leaves, and what was claimed and not sent is given back.
+Three threads, each with one kind of work: a reader, which asks for the next batch and is at most one ahead of what is claimed; the ledger, whose steps
+are taken one after the other in the order in which they were asked for; and the caller's, which sends. What is durable before what stays as it is without
+them: a batch is claimed before its first byte leaves, and what was claimed and not sent is given back.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Conveyor:
         self._scorer = scorer
         self._stop = threading.Event()
         self._room = threading.Semaphore(1)  # one batch is claimed ahead, for what is claimed is in doubt after a crash
-        self._ready: Queue[_Prepared | BaseException | None] = Queue()
+        self._ready: Queue[Future[_Prepared] | _Prepared | BaseException | None] = Queue()
         self._unwritten: deque[tuple[Future[None], Claim, Receipt]] = deque()
 
     def stopping(self) -> bool:
@@ -110,7 +110,8 @@ class Conveyor:
                         return
                 if self.stopping():
                     return
-                self._ready.put(book.submit(self._claim, batch).result())
+                self._ready.put(book.submit(self._claim, batch))  # while it waits for its turn, the next one is read
+                del batch
             self._ready.put(None)
         except BaseException as error:  # the edge of a thread: it is raised in the caller's
             self._ready.put(error)
@@ -130,14 +131,24 @@ class Conveyor:
                 if isinstance(item, BaseException):
                     self._written(most=0)
                     raise item
-                try:  # it was claimed after the batch before the last was written down: whether that went well is known by now
+                try:  # it is claimed after the batch before the last is written down: whether that went well is known by now
+                    prepared = self._claimed(item)
                     self._written(most=_UNWRITTEN)
                 except BaseException:
                     self._ready.put(item)  # to be given back
                     raise
                 self._room.release()
-                return item
+                return prepared
         return None
+
+    def _claimed(self, item: Future[_Prepared] | _Prepared | None) -> _Prepared | None:
+        """The batch once it is claimed. Raises what kept it from that, after those before it are written down."""
+        if not isinstance(item, Future):
+            return item
+        if (error := item.exception()) is not None:
+            self._written(most=0)
+            raise error
+        return item.result()
 
     def _send(self, prepared: _Prepared, book: ThreadPoolExecutor) -> None:
         claim = prepared.claim
@@ -195,6 +206,8 @@ class Conveyor:
         """What was claimed and will not be sent is as if it had never been touched. The reader has ended."""
         while not self._ready.empty():
             item = self._ready.get_nowait()
+            if isinstance(item, Future):
+                item = None if item.exception() is not None else item.result()
             if not isinstance(item, _Prepared):
                 continue
             self._tally.refuse(item.refused)

@@ -154,7 +154,8 @@ class Comparisons:
                 f"WHERE source_id = ? AND result_id = ? AND content_hash = ? AND state >= {int(State.SUPERSEDED)}",
                 [(now, source_id, result_id, content) for result_id, content in returned],
             )
-            standings.recount(connection, source_id, moved=bool(superseded or returned or withdrawn))
+            if provisional is None:  # otherwise all rows were made by this run a moment ago, and the next comparison counts them
+                standings.recount(connection, source_id, moved=bool(superseded or returned or withdrawn))
             subject_ids = self._subjects.of(connection, set(comparison.subjects))
             connection.execute(tallies.delete().where(tallies.c.source_id == source_id))
             insert_many(

@@ -34,7 +34,7 @@ _BREATH, _BREATH_S = (
     5e-5,
 )  # after so many the interpreter is let go of: a page of this server waited 5 ms for each time that it needs it
 _POINTS_PER_S = 5_000  # about, where somebody waits
-_ROWS_PER_S = 3_000_000  # that a ledger looks through, about
+_ROWS_PER_S = 1_000_000  # that a ledger looks through and puts in order, about
 _CONFIGURATION = ("model_name", "hardware_platform", "device_name", "precision", "mode", "batch_size", "sequence_length")
 
 
