@@ -112,6 +112,11 @@ def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Led
 
 #: What each version of the ledger added, taken away again.
 ADDED: dict[int, Sequence[str]] = {
+    8: (
+        "DROP INDEX ix_deliveries_undelivered",
+        "CREATE INDEX ix_deliveries_open ON deliveries (source_id, state, next_attempt_at) WHERE state IN (0, 1, 3)",
+        "CREATE INDEX ix_deliveries_refused ON deliveries (source_id, result_id, content_hash) WHERE state = 4",
+    ),
     7: ("DROP TABLE scores", "DROP TABLE forecast_errors"),
     6: ("DROP TABLE regressions", "DROP TABLE watches", "DROP TABLE histories"),
     5: ("DROP TABLE meters", "DROP TABLE outbox"),

@@ -236,7 +236,7 @@ def test_a_quick_predictor_is_asked_for_all_and_a_small_batch_whole() -> None:
     clock = Clock()
     sink = Timed(clock, 1e-6)
     assert Scorer(sink, None, clock=clock).begin(many(3_000)) is not None
-    assert sink.asked == [20, 200, 2_000, 780]
+    assert sink.asked == [20, 80, 320, 1_280, 1_300]
     small = Timed(clock, 1e-6)
     assert Scorer(small, 0.1, clock=clock).begin(many(150)) is not None
     assert sum(small.asked) == 150
