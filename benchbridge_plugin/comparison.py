@@ -162,8 +162,8 @@ def first_pass(
 ) -> Iterator[pa.Table]:
     """All that is to be sent, read, mapped and counted once, in batches (model.BATCH_FIELDS with `is_new` and `attempts`).
 
-    Every row is new, so nothing is compared. High-priority models come first and then the oldest, within what is held in memory at a time: in a run
-    without a limit the order decides only who is sent some seconds earlier. Raises SourceError.
+    Every row is new, so nothing is compared. High-priority models come first and then the oldest, within what is held in memory at a time, and not where
+    that is sent in a few large batches: in a run without a limit the order decides only who is sent some seconds earlier. Raises SourceError.
     """
     held: list[pa.Table] = []
     size = 0

@@ -74,7 +74,7 @@ class Conveyor:
         self._scorer = scorer
         self._stop = threading.Event()
         self._room = threading.Semaphore(1)  # one batch is claimed ahead, for what is claimed is in doubt after a crash
-        self._ready: Queue[Future[_Prepared] | _Prepared | BaseException | None] = Queue()
+        self._ready: Queue[Future[_Prepared | None]] = Queue()  # None: there is no further batch
         self._unwritten: deque[tuple[Future[None], Claim, Receipt]] = deque()
 
     def stopping(self) -> bool:
@@ -112,11 +112,13 @@ class Conveyor:
                     return
                 self._ready.put(book.submit(self._claim, batch))  # while it waits for its turn, the next one is read
                 del batch
-            self._ready.put(None)
+            self._ready.put(_settled(None))
         except BaseException as error:  # the edge of a thread: it is raised in the caller's
-            self._ready.put(error)
+            failed: Future[_Prepared | None] = Future()
+            failed.set_exception(error)
+            self._ready.put(failed)
 
-    def _claim(self, batch: pa.Table) -> _Prepared:
+    def _claim(self, batch: pa.Table) -> _Prepared | None:
         is_new = pa.concat_arrays(batch.column("is_new").chunks) if len(batch) else pa.array([], pa.bool_())
         claim = self._ledger.deliveries.claim(self._holder, self._source_id, batch, is_new)
         refused = {pair["values"]: pair["counts"] for pair in pc.value_counts(batch.column("reason_code").drop_null()).to_pylist()}
@@ -128,27 +130,17 @@ class Conveyor:
         while not self._beat.stopping():
             with suppress(Empty):
                 item = self._ready.get(timeout=_LOOK_S)
-                if isinstance(item, BaseException):
-                    self._written(most=0)
-                    raise item
                 try:  # it is claimed after the batch before the last is written down: whether that went well is known by now
-                    prepared = self._claimed(item)
-                    self._written(most=_UNWRITTEN)
+                    error = item.exception()
+                    self._written(most=_UNWRITTEN if error is None else 0)
                 except BaseException:
                     self._ready.put(item)  # to be given back
                     raise
+                if error is not None:
+                    raise error
                 self._room.release()
-                return prepared
+                return item.result()
         return None
-
-    def _claimed(self, item: Future[_Prepared] | _Prepared | None) -> _Prepared | None:
-        """The batch once it is claimed. Raises what kept it from that, after those before it are written down."""
-        if not isinstance(item, Future):
-            return item
-        if (error := item.exception()) is not None:
-            self._written(most=0)
-            raise error
-        return item.result()
 
     def _send(self, prepared: _Prepared, book: ThreadPoolExecutor) -> None:
         claim = prepared.claim
@@ -181,7 +173,7 @@ class Conveyor:
         try:
             return self._scorer.begin(prepared.claim.batch)
         except BaseException:
-            self._ready.put(prepared)  # an interrupt: not a byte of it has left, so it is given back
+            self._ready.put(_settled(prepared))  # an interrupt: not a byte of it has left, so it is given back
             raise
 
     def _acknowledge(self, claim: Claim, receipt: Receipt, scored: Scored | None = None) -> None:
@@ -206,17 +198,16 @@ class Conveyor:
         """What was claimed and will not be sent is as if it had never been touched. The reader has ended."""
         while not self._ready.empty():
             item = self._ready.get_nowait()
-            if isinstance(item, Future):
-                item = None if item.exception() is not None else item.result()
-            if not isinstance(item, _Prepared):
+            prepared = item.result() if item.exception() is None else None
+            if prepared is None:
                 continue
-            self._tally.refuse(item.refused)
-            if not len(item.claim.batch):
+            self._tally.refuse(prepared.refused)
+            if not len(prepared.claim.batch):
                 continue
             unsent = Outcome(Fate.NOT_SENT, "not_sent", "It was not sent.")
-            rows = range(len(item.claim.batch))
+            rows = range(len(prepared.claim.batch))
             try:
-                book.submit(self._acknowledge, item.claim, Receipt([None] * len(rows), dict.fromkeys(rows, unsent))).result()
+                book.submit(self._acknowledge, prepared.claim, Receipt([None] * len(rows), dict.fromkeys(rows, unsent))).result()
             except LedgerError as error:
                 _logger.warning("a batch that was not sent could not be given back: %s", error.message)
 
@@ -230,3 +221,10 @@ class Conveyor:
             if outcome.fate is Fate.FAILED and (tried := attempts[row].as_py() + 1) >= self._max_attempts
         }
         return replace(receipt, exceptions={**receipt.exceptions, **ended}) if ended else receipt
+
+
+def _settled(prepared: _Prepared | None) -> Future[_Prepared | None]:
+    """As if it had just been claimed."""
+    settled: Future[_Prepared | None] = Future()
+    settled.set_result(prepared)
+    return settled

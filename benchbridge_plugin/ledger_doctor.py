@@ -53,7 +53,7 @@ def look_at_ledger(config: BridgeConfig) -> list[Finding]:
 
 
 def _of_version(place: str, version: int, tables: Sequence[str]) -> Finding:
-    from benchbridge_plugin.ledger.schema import VERSION
+    from benchbridge_plugin.ledger.upgrades import VERSION
 
     if version > VERSION:
         message = f"{place} has version {version}, and this benchbridge knows versions up to {VERSION}"

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 
 from benchbridge_plugin.errors import LedgerError, LedgerNewer
-from benchbridge_plugin.ledger import Ledger, schema
+from benchbridge_plugin.ledger import Ledger, upgrades
 from benchbridge_plugin.ledger.store import Store
 from benchbridge_plugin.model import Fate, Outcome, RunSummary
 from tests.conftest import REFUSED, Book, Clock, make_batch
@@ -57,7 +57,7 @@ def test_a_new_ledger_has_the_present_version_and_a_view_for_people(ledger: Ledg
     book.compared(2)
     book.claim(make_batch({}, {"reason_code": "model_missing", "reason": "No model."}))
     book.lose()
-    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(upgrades.VERSION),)]
     assert query(path, "SELECT source, result_id, state, reason_code FROM delivery_view ORDER BY 2") == [
         ("bench", "1", "in_doubt", "process_gone"),
         ("bench", "2", "rejected", "model_missing"),
@@ -89,21 +89,21 @@ def test_an_older_ledger_is_backed_up_and_upgraded_with_all_it_holds(ledger: Led
     book.claim(make_batch({}, first=2))
     before = book.rows()
     ledger.close()
-    older = schema.VERSION
+    older = upgrades.VERSION
     steps: list[str] = []
 
     def add_column(connection: Connection) -> None:
         steps.append("add")
         connection.execute(text("ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT ''"))
 
-    monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, add_column))
-    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    monkeypatch.setattr(upgrades, "UPGRADES", (*upgrades.UPGRADES, add_column))
+    monkeypatch.setattr(upgrades, "VERSION", upgrades.VERSION + 1)
     for _ in range(2):
         upgraded = Ledger(f"sqlite:///{path}")
         assert upgraded.accounts.results(1).rows == before
         upgraded.close()
     assert steps == ["add"]
-    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(upgrades.VERSION),)]
     assert query(path, "SELECT note FROM runs") == [("",)]
     backup = path.with_name(f"ledger.sqlite.v{older}.backup")
     assert query(backup, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(older),)]
@@ -132,7 +132,7 @@ ADDED: dict[int, Sequence[str]] = {
 
 def make_older(path: Path, version: int) -> None:
     """The ledger as a program of that version would have left it."""
-    for later in range(schema.VERSION, version, -1):
+    for later in range(upgrades.VERSION, version, -1):
         for step in ADDED[later]:
             change(path, step)
     change(path, f"UPDATE ledger_meta SET value = '{version}' WHERE name = 'version'")
@@ -154,7 +154,7 @@ def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledge
     again = Book(upgraded, Clock(), "another source")
     again.source_id, again.holder = book.source_id, book.holder
     assert (again.rows(), again.accounting) == (before, accounts)
-    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(schema.VERSION),)]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(upgrades.VERSION),)]
     assert query(path.with_name("ledger.sqlite.v1.backup"), "SELECT count(*) FROM deliveries") == [(3,)]
     new = make_batch({}, first=4)
     again.claim(new)
@@ -168,7 +168,7 @@ def test_a_ledger_of_the_first_version_is_upgraded_with_its_rows_and_works(ledge
     upgraded.close()
 
 
-@pytest.mark.parametrize("version", range(1, schema.VERSION))
+@pytest.mark.parametrize("version", range(1, upgrades.VERSION))
 def test_a_ledger_of_any_version_keeps_its_rows_and_figures_when_it_is_upgraded(
     ledger: Ledger, path: Path, clock: Clock, version: int
 ) -> None:
@@ -231,24 +231,24 @@ def test_an_upgrade_that_fails_leaves_the_old_ledger(ledger: Ledger, path: Path,
         connection.execute(text("CREATE TABLE half_done (x INTEGER)"))
         connection.execute(text("SELECT * FROM no_such_table"))
 
-    monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, fail))
-    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    monkeypatch.setattr(upgrades, "UPGRADES", (*upgrades.UPGRADES, fail))
+    monkeypatch.setattr(upgrades, "VERSION", upgrades.VERSION + 1)
     late = Ledger(f"sqlite:///{path}")
     with pytest.raises(LedgerError, match="no_such_table"):
         late.check()
     late.close()
     assert query(path, "SELECT count(*) FROM sqlite_master WHERE name = 'half_done'") == [(0,)]
-    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(len(schema.UPGRADES) - 1),)]
+    assert query(path, "SELECT value FROM ledger_meta WHERE name = 'version'") == [(str(len(upgrades.UPGRADES) - 1),)]
 
 
 def test_an_upgrade_that_cannot_be_backed_up_does_not_begin(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No copy, no change."""
     ledger.check()
     ledger.close()
-    older = schema.VERSION
+    older = upgrades.VERSION
     path.with_name(f"ledger.sqlite.v{older}.backup").mkdir()
-    monkeypatch.setattr(schema, "UPGRADES", (*schema.UPGRADES, lambda connection: None))
-    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    monkeypatch.setattr(upgrades, "UPGRADES", (*upgrades.UPGRADES, lambda connection: None))
+    monkeypatch.setattr(upgrades, "VERSION", upgrades.VERSION + 1)
     late = Ledger(f"sqlite:///{path}")
     with pytest.raises(LedgerError, match="backed up") as raised:
         late.check()

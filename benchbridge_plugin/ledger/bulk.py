@@ -23,13 +23,12 @@ _COLUMNS = "source_id, result_id, content_hash, key, subject_id, measured_at, qu
 _TUPLES_SQL = f"INSERT INTO deliveries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, {int(State.DELIVERED)}, ?, 1, ?, ?)"
 #: Piece `key` of a column whose values all have the same width. `key` is json_each's name for the place in the list.
 _PIECE = "substr(:{0}, key * :{0}_width + 1, :{0}_width)"
-_TEXT = f"CAST({_PIECE} AS TEXT)"
 
 
 def _pieces_sql(*, nulls: bool) -> str:
-    """`nulls`: some times or names are null. To look for them costs a tenth of the whole statement."""
+    """`nulls`: some times or names are null. To look for them is a tenth of the whole statement."""
     time = f"CAST({'nullif({}, :no_time)' if nulls else '{}'} AS INTEGER) / 1e6".format(_PIECE.format("times"))
-    name = ("nullif(rtrim({}), '')" if nulls else "rtrim({})").format(_TEXT.format("names"))
+    name = ("nullif({}, '')" if nulls else "{}").format(f"rtrim(CAST({_PIECE.format('names')} AS TEXT))")
     return f"""
     INSERT INTO deliveries ({_COLUMNS})
     SELECT :source_id,

@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from benchbridge_plugin.errors import LedgerError, LedgerNewer
-from benchbridge_plugin.ledger import schema
+from benchbridge_plugin.ledger import schema, upgrades
 
 _logger = logging.getLogger(__name__)
 #: What to do where SQLAlchemy finds no driver for a URL.
@@ -106,13 +106,13 @@ class Store:
                 connection.execution_options(benchbridge_reading=True)
                 with connection.begin():
                     version = self._version(connection)
-            if version > schema.VERSION:
+            if version > upgrades.VERSION:
                 raise LedgerNewer(
-                    f"The ledger {self.place} has version {version}, and this benchbridge knows versions up to {schema.VERSION}.",
+                    f"The ledger {self.place} has version {version}, and this benchbridge knows versions up to {upgrades.VERSION}.",
                     guidance="Upgrade benchbridge: pip install -U benchbridge. Nothing was changed.",
                     version=version,
                 )
-            if version < schema.VERSION:
+            if version < upgrades.VERSION:
                 self._upgrade()
         self._ready_in = os.getpid()
 
@@ -131,15 +131,15 @@ class Store:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(7264312)"))
             version = self._version(connection)  # another process may have been here first
-            if version >= schema.VERSION:
+            if version >= upgrades.VERSION:
                 return
             if version > 0 and self.path is not None:
                 self._back_up(self.path, version)  # under the write lock: what is copied is what is upgraded
-            for step in schema.UPGRADES[version:]:
+            for step in upgrades.UPGRADES[version:]:
                 step(connection)
             connection.execute(schema.ledger_meta.delete().where(schema.ledger_meta.c.name == "version"))
-            connection.execute(schema.ledger_meta.insert().values(name="version", value=str(schema.VERSION)))
-        _logger.info("ledger %s is now version %d", self.place, schema.VERSION)
+            connection.execute(schema.ledger_meta.insert().values(name="version", value=str(upgrades.VERSION)))
+        _logger.info("ledger %s is now version %d", self.place, upgrades.VERSION)
 
     def _back_up(self, path: Path, version: int) -> None:
         target = path.with_name(f"{path.name}.v{version}.backup")
