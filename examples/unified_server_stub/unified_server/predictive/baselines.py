@@ -23,56 +23,27 @@ import threading
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from unified_server.database import DatabaseFile
 from unified_server.errors import DatabaseBusy
-from unified_server.predictive.learned.specs import NOISE, published_specs
+from unified_server.predictive.learned.specs import published_specs
 from unified_server.predictive.measurement import MEASUREMENT
+from unified_server.predictive.newest import Newest, parsed, positive
 
 logger = logging.getLogger(__name__)
 
-_NEWEST = 200_000  # measurements among which the nearest is looked for
 _CONFIGURATIONS = 100  # the newest of a model (or a family) on a hardware
-_CALIBRATING = 20_000  # the newest measurements, which say what part of its roof a model reaches
 _GROWN = 1.5  # times as many measurements: then they are asked again
 _SCAN_ROWS = 2_048  # DuckDB's threads share out an Arrow table by its record batches
 
 _FIGURES = ("throughput", "latency", "memory_usage")
 BASELINE_SCHEMA = pa.schema([(f"{baseline}_{figure}", pa.float64()) for baseline in ("nearest", "roofline") for figure in _FIGURES])
 
-_SAID = ("base_device_name", "device_name", "parameters_million", "gmacs", "macts_million")
-_LEVELS = ("$.", "$.extras.", "$.extras.metadata.", "$.extras.metrics.", "$.metadata.", "$.metrics.")  # nearer ones win
-_PATHS = ", ".join(f"'{level}{name}'" for name in _SAID for level in _LEVELS)
-
 _DEFAULTED = ", ".join(f"coalesce({field.name}, {field.default!r}) AS {field.name}" for field in MEASUREMENT if field.default is not None)
 
 
-def _said(name: str) -> str:
-    first = _SAID.index(name) * len(_LEVELS) + 1
-    return f"list_any_value(said[{first}:{first + len(_LEVELS) - 1}])"
-
-
-def _positive(number: str) -> str:
-    return f"CASE WHEN isfinite({number}) AND {number} > 0 THEN {number} END"
-
-
-def _read(rows: str) -> str:
-    """The rows with what their metadata says, which is parsed once."""
-    sizes = {"parameters": "parameters_million", "gmacs": "gmacs", "macts": "macts_million"}
-    return f"""
-    SELECT * REPLACE ({", ".join(f"{_positive(name)} AS {name}" for name in sizes)}),
-        greatest(batch_size, 1) AS batch,
-        greatest(sequence_length, 1) AS length
-    FROM (
-        SELECT * EXCLUDE (said, is_json),
-            regexp_replace(lower(coalesce({_said("base_device_name")}, {_said("device_name")}, '')), '{NOISE}', '', 'g') AS device,
-            {", ".join(f"TRY_CAST({_said(said)} AS DOUBLE) AS {name}" for name, said in sizes.items())},
-            coalesce(said[{len(_SAID) * len(_LEVELS) + 1}] LIKE '%"sequence_length"%', false) AS length_assumed
-        FROM (
-            SELECT *, CASE WHEN is_json THEN json_extract_string(metadata, [{_PATHS}, '$.assumed']) END AS said
-            FROM (SELECT *, coalesce(json_valid(metadata), false) AS is_json FROM {rows})
-        )
-    )"""
+_ASKED = parsed(f"(SELECT * REPLACE ({_DEFAULTED}) FROM rows)")
 
 
 def _roofs(rows: str) -> str:
@@ -88,47 +59,41 @@ def _roofs(rows: str) -> str:
     JOIN specs USING (device)"""
 
 
-def _near(name: str, same: str, first: str, distance: str) -> str:
-    """Of each asked row the figures of the nearest configuration with the ``same`` columns; ``first``: which are asked for."""
+def _near(same: str, distance: str) -> str:
+    """Of each asked row the figures of the nearest configuration with the ``same`` columns; no row where there is none."""
     medians = ", ".join(f"median({figure}) FILTER (isfinite({figure}) AND {figure} > 0) AS {figure}" for figure in _FIGURES)
     values = {"throughput": "near.throughput", "latency": "near.latency * asked.batch / near.batch", "memory_usage": "near.memory_usage"}
     chosen = ", ".join(f"arg_min({value}, {distance}) FILTER (near.{figure} IS NOT NULL) AS {figure}" for figure, value in values.items())
-    newest = f"id > (SELECT max(id) FROM measurements) - {_NEWEST} AND {same} IN (SELECT {same} FROM {first})"
     return f"""
-{name}_configurations AS (
-    SELECT {same}, hardware_platform, mode, precision, device, batch, length, median(parameters) AS parameters, {medians}
-    FROM ({_read(f"(SELECT * FROM measurements WHERE {newest})")})
-    GROUP BY {same}, hardware_platform, mode, precision, device, batch, length
-    QUALIFY row_number() OVER (PARTITION BY {same}, hardware_platform, mode ORDER BY max(id) DESC) <= {_CONFIGURATIONS}
-),
-{name} AS MATERIALIZED (
+    WITH configurations AS (
+        SELECT {same}, hardware_platform, mode, precision, device, batch, length, median(parameters) AS parameters, {medians}
+        FROM newest
+        WHERE {same} IN (SELECT {same} FROM asked)
+        GROUP BY {same}, hardware_platform, mode, precision, device, batch, length
+        QUALIFY row_number() OVER (PARTITION BY {same}, hardware_platform, mode ORDER BY max(id) DESC) <= {_CONFIGURATIONS}
+    )
     SELECT position, {chosen}
-    FROM {first} AS asked
-    JOIN {name}_configurations AS near USING ({same}, mode)
-    GROUP BY position
-)"""
+    FROM asked
+    JOIN configurations AS near USING ({same}, mode)
+    GROUP BY position"""
 
 
 _FAR = """(abs(ln(asked.batch / near.batch)) + abs(ln(asked.length / near.length))
         + (asked.precision IS DISTINCT FROM near.precision)::INT + (asked.device <> near.device)::INT)"""
-_OF_MODEL = f"{_FAR} + 1000 * (asked.hardware_platform IS DISTINCT FROM near.hardware_platform)::INT"
-_OF_FAMILY = (
-    f"CASE WHEN asked.hardware_platform = near.hardware_platform THEN {_FAR} + coalesce(abs(ln(asked.parameters / near.parameters)), 1) END"
+_OF_MODEL = _near("model_name", f"{_FAR} + 1000 * (asked.hardware_platform IS DISTINCT FROM near.hardware_platform)::INT")
+_OF_FAMILY = _near(
+    "model_family",
+    f"CASE WHEN asked.hardware_platform = near.hardware_platform THEN {_FAR} + coalesce(abs(ln(asked.parameters / near.parameters)), 1) END",
 )
 
 _GUESSES = f"""
-WITH asked_rows AS MATERIALIZED ({_read(f"(SELECT * REPLACE ({_DEFAULTED}) FROM asked)")}),
-{_near("of_model", "model_name", "asked_rows", _OF_MODEL)},
-strangers AS MATERIALIZED (FROM asked_rows ANTI JOIN of_model USING (position)),
-{_near("of_family", "model_family", "strangers", _OF_FAMILY)},
-nearest AS (FROM of_model UNION ALL FROM of_family),
-roofline AS (
+WITH roofline AS (
     SELECT position, 1000 / item_ms * coalesce(of_throughput, 1) AS throughput,
         batch * item_ms * coalesce(of_latency, 1) AS latency, model_mb * coalesce(of_memory_usage, 1) AS memory_usage
-    FROM ({_roofs("asked_rows")})
+    FROM ({_roofs("asked")})
     LEFT JOIN factors USING (hardware_platform, mode, precision)
 )
-SELECT {", ".join(f"{_positive(f'{name}.{figure}')} AS {name}_{figure}" for name in ("nearest", "roofline") for figure in _FIGURES)}
+SELECT {", ".join(f"{positive(f'{name}.{figure}')} AS {name}_{figure}" for name in ("nearest", "roofline") for figure in _FIGURES)}
 FROM asked
 LEFT JOIN nearest USING (position)
 LEFT JOIN roofline USING (position)
@@ -136,7 +101,6 @@ ORDER BY position
 """
 
 _FACTORS = f"""
-WITH newest AS MATERIALIZED ({_read(f"(SELECT * FROM measurements WHERE id > (SELECT max(id) FROM measurements) - {_CALIBRATING})")})
 SELECT hardware_platform, mode, precision,
     median(throughput * item_ms / 1000) FILTER (isfinite(throughput) AND throughput > 0) AS of_throughput,
     median(latency / (batch * item_ms)) FILTER (isfinite(latency) AND latency > 0) AS of_latency,
@@ -146,13 +110,26 @@ GROUP BY hardware_platform, mode, precision
 """
 
 
+def _select(cursor: duckdb.DuckDBPyConnection, query: str, **tables: pa.Table) -> pa.Table:
+    """What the query finds in these tables. One after another: a single statement of all of them takes longer to plan than all take to run."""
+    for name, table in tables.items():
+        cursor.register(name, table)
+    try:
+        found: pa.Table = cursor.sql(query).to_arrow_table()
+    finally:
+        for name in tables:
+            cursor.unregister(name)
+    return found
+
+
 class Baselines:
     """The guesses over the measurements of a file. Safe to use from several threads."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
+        self._newest = Newest()
         self._lock = threading.Lock()
-        self._factors: tuple[int, pa.Table] | None = None  # and how many measurements there were
+        self._factors: tuple[int, pa.Table] | None = None  # and the last measurement at that time
         specs = [(name, spec.bandwidth_gb_s, spec.fp32_tflops) for name, spec in published_specs().items()]
         self._specs = pa.table(dict(zip(("device", "bandwidth", "tflops"), map(list, zip(*specs, strict=True)), strict=True)))
 
@@ -173,20 +150,20 @@ class Baselines:
         asked = asked.append_column("position", pa.array(range(asked.num_rows), pa.int64()))
         asked = pa.Table.from_batches(asked.to_batches(max_chunksize=_SCAN_ROWS), asked.schema)
         with self._file.cursor() as cursor:
-            cursor.register("specs", self._specs)
-            cursor.register("factors", self._usual(cursor))
-            cursor.register("asked", asked)
-            try:
-                found: pa.Table = cursor.sql(_GUESSES).to_arrow_table()
-            finally:
-                for name in ("asked", "factors", "specs"):
-                    cursor.unregister(name)
+            newest = self._newest.table(cursor)
+            asked = _select(cursor, _ASKED, rows=asked)
+            nearest = _select(cursor, _OF_MODEL, asked=asked, newest=newest)
+            strangers = asked.filter(pc.invert(pc.is_in(asked.column("position"), nearest.column("position"))))
+            if strangers.num_rows:
+                nearest = pa.concat_tables([nearest, _select(cursor, _OF_FAMILY, asked=strangers, newest=newest)])
+            factors = self._usual(cursor, newest)
+            found = _select(cursor, _GUESSES, asked=asked, nearest=nearest, specs=self._specs, factors=factors)
         return found.cast(BASELINE_SCHEMA)
 
-    def _usual(self, cursor: duckdb.DuckDBPyConnection) -> pa.Table:
+    def _usual(self, cursor: duckdb.DuckDBPyConnection, newest: pa.Table) -> pa.Table:
         """What measurements usually are of their roofs; looked at anew when there are half as many more."""
-        ((count,),) = cursor.execute("SELECT coalesce(max(id), 0) FROM measurements").fetchall()
+        last = pc.max(newest.column("id")).as_py() or 0
         with self._lock:
-            if self._factors is None or not self._factors[0] <= count < _GROWN * self._factors[0] + 1:
-                self._factors = count, cursor.sql(_FACTORS).to_arrow_table()
+            if self._factors is None or not self._factors[0] <= last < _GROWN * self._factors[0] + 1:
+                self._factors = last, _select(cursor, _FACTORS, newest=newest, specs=self._specs)
             return self._factors[1]

@@ -1,0 +1,80 @@
+"""The newest measurements with what their metadata says. Parsing it costs more than anything that is asked of it, so each row is parsed once."""
+
+from __future__ import annotations
+
+import threading
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unified_server.predictive.learned.specs import NOISE
+
+_MOST = 100_000  # rows; a quarter more before the oldest go
+_MOST_CHUNKS = 100  # of the table, one for each time that it was brought up to date
+
+_SAID = ("base_device_name", "device_name", "parameters_million", "gmacs", "macts_million")
+_LEVELS = ("$.", "$.extras.", "$.extras.metadata.", "$.extras.metrics.", "$.metadata.", "$.metrics.")  # nearer ones win
+_PATHS = ", ".join(f"'{level}{name}'" for name in _SAID for level in _LEVELS)
+
+
+def _said(name: str) -> str:
+    first = _SAID.index(name) * len(_LEVELS) + 1
+    return f"list_any_value(said[{first}:{first + len(_LEVELS) - 1}])"
+
+
+def positive(number: str) -> str:
+    """The number where it can be one of a figure or a size, else null."""
+    return f"CASE WHEN isfinite({number}) AND {number} > 0 THEN {number} END"
+
+
+def parsed(rows: str) -> str:
+    """The rows with ``device``, ``parameters``, ``gmacs``, ``macts`` and ``length_assumed`` as their metadata says; ``batch`` and ``length`` from 1."""
+    sizes = {"parameters": "parameters_million", "gmacs": "gmacs", "macts": "macts_million"}
+    return f"""
+    SELECT * REPLACE ({", ".join(f"{positive(name)} AS {name}" for name in sizes)}),
+        greatest(batch_size, 1) AS batch,
+        greatest(sequence_length, 1) AS length
+    FROM (
+        SELECT * EXCLUDE (said, is_json),
+            regexp_replace(lower(coalesce({_said("base_device_name")}, {_said("device_name")}, '')), '{NOISE}', '', 'g') AS device,
+            {", ".join(f"TRY_CAST({_said(said)} AS DOUBLE) AS {name}" for name, said in sizes.items())},
+            coalesce(said[{len(_SAID) * len(_LEVELS) + 1}] LIKE '%"sequence_length"%', false) AS length_assumed
+        FROM (
+            SELECT *, CASE WHEN is_json THEN json_extract_string(metadata, [{_PATHS}, '$.assumed']) END AS said
+            FROM (SELECT *, coalesce(json_valid(metadata), false) AS is_json FROM {rows})
+        )
+    )"""
+
+
+_KEPT = """id, model_name, model_family, hardware_platform, mode, precision, device, batch, length, length_assumed, parameters, gmacs, macts,
+    throughput, latency, memory_usage"""
+
+
+class Newest:
+    """The newest measurements of a file, as far as they were looked at. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: pa.Table | None = None
+        self._last = 0  # id that was read
+
+    def table(self, cursor: duckdb.DuckDBPyConnection) -> pa.Table:
+        """All of them, brought up to date: what was recorded since is parsed, and no other."""
+        with self._lock:
+            ((last,),) = cursor.execute("SELECT coalesce(max(id), 0) FROM measurements").fetchall()
+            if last < self._last:  # somebody put another file there
+                self._rows, self._last = None, 0
+            if self._rows is None or last > self._last:
+                self._rows = self._with(cursor, last)
+                self._last = last
+            return self._rows
+
+    def _with(self, cursor: duckdb.DuckDBPyConnection, last: int) -> pa.Table:
+        unread = f"(SELECT * FROM measurements WHERE id > {max(self._last, last - _MOST)} AND id <= {last})"
+        rows = cursor.sql(f"SELECT {_KEPT} FROM ({parsed(unread)})").to_arrow_table()
+        if self._rows is not None:
+            rows = pa.concat_tables([self._rows, rows])
+        if rows.num_rows > 1.25 * _MOST or rows.column("id").num_chunks > _MOST_CHUNKS:
+            rows = rows.filter(pc.greater(rows.column("id"), last - _MOST)).combine_chunks()
+        return rows
