@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from unified_server.predictive import newest
 from unified_server.predictive.measurement import TABLE_SCHEMA
 from unified_server.predictive.service import PredictivePerformance
 
@@ -127,6 +128,37 @@ def test_guesses_are_in_the_order_of_the_rows(known: PredictivePerformance) -> N
     """Also of more rows than a thread takes at once."""
     found = ask(known, *(measured(batch_size=4 if number % 3 else 32) for number in range(5_000)))
     assert [row["nearest_throughput"] for row in found] == [100.0 if number % 3 else 400.0 for number in range(5_000)]
+
+
+def test_what_is_recorded_between_two_questions_is_known_to_the_second(known: PredictivePerformance) -> None:
+    """Only what is new is read then; what was read before still counts."""
+    assert ask(known, measured(batch_size=64))[0]["nearest_throughput"] == 400.0
+    known.record_measurements([measured(batch_size=64, throughput=700.0)])
+    found = ask(known, measured(batch_size=64), measured(batch_size=32))
+    assert [row["nearest_throughput"] for row in found] == [700.0, 400.0]
+
+
+@pytest.mark.parametrize("times", [1, 30])
+def test_the_oldest_measurements_are_forgotten(service: PredictivePerformance, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """However often it was asked meanwhile: of a hundred that were recorded the newest eight to ten are known."""
+    monkeypatch.setattr(newest, "_MOST", 8)
+    monkeypatch.setattr(newest, "_MOST_TIMES", 20)
+    rows = [measured(f"net{number}", throughput=100.0 + number, model_family=f"family{number}") for number in range(100)]
+    for number in range(times):
+        service.record_measurements(rows[number * len(rows) // times : (number + 1) * len(rows) // times])
+        ask(service, rows[0])
+    found = [row["nearest_throughput"] for row in ask(service, *rows)]
+    assert found[:90] == [None] * 90
+    assert found[92:] == [192.0 + number for number in range(8)]
+
+
+def test_another_file_in_the_same_place_is_read_anew(known: PredictivePerformance) -> None:
+    """As when somebody empties the database of a server that runs."""
+    ask(known, measured())
+    with known.file.cursor() as cursor:
+        cursor.execute("DELETE FROM measurements")
+    known.record_measurements([measured(throughput=3.0)])
+    assert ask(known, measured())[0]["nearest_throughput"] == 3.0
 
 
 def test_an_empty_table_is_answered_by_an_empty_one(known: PredictivePerformance) -> None:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from unified_server.predictive.learned.specs import NOISE
 
 _MOST = 100_000  # rows; a quarter more before the oldest go
-_MOST_CHUNKS = 100  # of the table, one for each time that it was brought up to date
+_MOST_TIMES = 100  # that it is brought up to date before its pieces are put together
+_SCAN_ROWS = 16_384  # DuckDB's threads share out an Arrow table by its record batches
 
 _SAID = ("base_device_name", "device_name", "parameters_million", "gmacs", "macts_million")
 _LEVELS = ("$.", "$.extras.", "$.extras.metadata.", "$.extras.metrics.", "$.metadata.", "$.metrics.")  # nearer ones win
@@ -58,6 +59,7 @@ class Newest:
         self._lock = threading.Lock()
         self._rows: pa.Table | None = None
         self._last = 0  # id that was read
+        self._times = 0  # that something was added since the pieces were put together
 
     def table(self, cursor: duckdb.DuckDBPyConnection) -> pa.Table:
         """All of them, brought up to date: what was recorded since is parsed, and no other."""
@@ -75,6 +77,8 @@ class Newest:
         rows = cursor.sql(f"SELECT {_KEPT} FROM ({parsed(unread)})").to_arrow_table()
         if self._rows is not None:
             rows = pa.concat_tables([self._rows, rows])
-        if rows.num_rows > 1.25 * _MOST or rows.column("id").num_chunks > _MOST_CHUNKS:
+        self._times += 1
+        if rows.num_rows > 1.25 * _MOST or self._times > _MOST_TIMES:
             rows = rows.filter(pc.greater(rows.column("id"), last - _MOST)).combine_chunks()
+            rows, self._times = pa.Table.from_batches(rows.to_batches(_SCAN_ROWS), rows.schema), 0
         return rows
