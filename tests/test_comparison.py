@@ -9,8 +9,7 @@ import duckdb
 import pytest
 from unified_server.predictive.service import PredictivePerformance
 
-from benchbridge_plugin import comparison
-from benchbridge_plugin.comparison import Plan, compare
+from benchbridge_plugin.comparison import Plan, compare, rows
 from benchbridge_plugin.model import State, SyncRequest
 from benchbridge_plugin.sinks.service import ServiceSink
 from tests.conftest import Clock, World
@@ -224,7 +223,7 @@ def test_a_result_that_is_written_between_two_reads_of_a_comparison_is_no_harm(w
         monkeypatch.undo()
         return found
 
-    monkeypatch.setattr(comparison, "FEW", 0)
+    monkeypatch.setattr(rows, "FEW", 0)
     monkeypatch.setattr(type(world.source), "ids_and_few", then_write)
     assert world.sync().synced == 3
     assert world.accounting.skipped_by_reason == {"result_id_repeated": 2}

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchbridge_plugin import comparison, sync
-from benchbridge_plugin.comparison import begin_census, compare, first_pass
+from benchbridge_plugin import sync
+from benchbridge_plugin.comparison import begin_census, compare, first, first_pass, rows
 from benchbridge_plugin.errors import SourceInvalid
 from benchbridge_plugin.model import Answer, Receipt, Settlement, SinkProfile, SyncRequest
 from benchbridge_plugin.source import BenchmarkSource
@@ -52,9 +52,9 @@ def sink(world: World, clock: Clock) -> Quick:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of four rows, and windows of eight; no file is so small that it comes with its ids."""
-    monkeypatch.setattr(comparison, "FEW", 0)
+    monkeypatch.setattr(rows, "FEW", 0)
     monkeypatch.setattr(BenchmarkSource, "slices", slices_of(4))
-    monkeypatch.setattr(comparison, "_WINDOW", 8)
+    monkeypatch.setattr(first, "_WINDOW", 8)
 
 
 def slices_of(size: int) -> Callable[..., Iterator[pa.Table]]:
@@ -393,10 +393,10 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_pass_with_what_was_read_
     slices = BenchmarkSource.slices
 
     def damaged(self: BenchmarkSource, *arguments: Any, **options: Any) -> Iterator[pa.Table]:
-        for number, rows in enumerate(slices(self, *arguments, **options)):
+        for number, found in enumerate(slices(self, *arguments, **options)):
             if number == 5:
                 raise SourceInvalid("The file is damaged.")
-            yield rows
+            yield found
 
     monkeypatch.setattr(BenchmarkSource, "slices", damaged)
     summary = world.engine(batch_size=BATCH).run(SyncRequest())

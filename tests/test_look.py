@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import text
 
-from benchbridge_plugin import comparison
+from benchbridge_plugin.comparison import grown, rows
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Holder
 from benchbridge_plugin.model import State
@@ -42,7 +42,7 @@ class Slices:
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        monkeypatch.setattr(comparison, "FEW", 0)
+        monkeypatch.setattr(rows, "FEW", 0)
         original = world.source.slices
 
         def slices(layout: Layout, ids: pa.Array, **options: Any) -> Iterator[pa.Table]:
@@ -236,7 +236,7 @@ def test_what_is_new_is_told_the_same_in_whatever_order_the_file_has_it(known: l
     """By the plain definition: new is what was not seen, and everything seen is there once."""
     new = [number for number in found if number not in known]
     told = new if sorted(set(found) & set(known)) == sorted(number for number in found if number in known) == sorted(known) else None
-    answer = comparison._new_among(pa.chunked_array([pa.array(found[:1]), pa.array(found[1:], pa.int64())]), pa.array(known, pa.int64()))
+    answer = grown._new_among(pa.chunked_array([pa.array(found[:1]), pa.array(found[1:], pa.int64())]), pa.array(known, pa.int64()))
     assert (None if answer is None else answer.to_pylist()) == told
 
 

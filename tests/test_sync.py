@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchbridge_plugin import comparison
+from benchbridge_plugin.comparison import rows
 from benchbridge_plugin.errors import LeaseBusy, LedgerError, SourceBusy, SourceError, SourceMissing
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import Answer, Fate, Outcome, Progress, Settlement, SyncRequest
@@ -228,7 +228,7 @@ def test_a_result_that_changes_between_comparison_and_reading_is_left_for_the_ne
         world.database.update(2, batch_size=99)
         world.database.delete(3)
 
-    monkeypatch.setattr(comparison, "FEW", 0)
+    monkeypatch.setattr(rows, "FEW", 0)
     before_the_next(monkeypatch, BenchmarkSource, "read", change)
     assert world.engine().run(SyncRequest()).synced == 1
     assert world.accounting.balanced
