@@ -41,7 +41,7 @@ def create(path: Path, *statements: str) -> Path:
 
 
 def sorted_ids(ids: pa.ChunkedArray) -> pa.Array:
-    """The ids as `slices` wants them, made as comparison.py makes them."""
+    """The ids as `slices` wants them, made as a comparison makes them."""
     found = pc.unique(ids.drop_null())
     return found.take(pc.array_sort_indices(found))
 
