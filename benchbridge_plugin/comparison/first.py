@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchbridge_plugin.comparison.rows import ORDER, UNTELLING, ids_and_few, slices, sorted_ids
+from benchbridge_plugin.comparison.rows import ORDER, UNTELLING, as_new, ids_and_few, slices, sorted_ids
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Comparison
 from benchbridge_plugin.mapping import Mapper
@@ -94,20 +94,20 @@ def first_pass(
             window = _in_order(held, batch_rows)
             whole = size - size % batch_rows
             for start in range(0, whole, batch_rows):
-                yield _as_new(window.slice(start, batch_rows))
+                yield as_new(window.slice(start, batch_rows).drop_columns(["priority"]))
             held, size = [window.slice(whole)], size - whole
     if size:
         window = _in_order(held, batch_rows)
         for start in range(0, size, batch_rows):
-            yield _as_new(window.slice(start, batch_rows))
+            yield as_new(window.slice(start, batch_rows).drop_columns(["priority"]))
     census.complete = True
 
 
-def _gathered(found: Iterable[pa.Table], rows: int, stopping: Callable[[], bool]) -> Iterator[pa.Table]:
+def _gathered(parts: Iterable[pa.Table], rows: int, stopping: Callable[[], bool]) -> Iterator[pa.Table]:
     """The slices put together to at least that many rows, or up to where it has to stop: planning the mapping costs as much as thousands of rows."""
     held: list[pa.Table] = []
-    for rows_of_one in found:
-        held.append(rows_of_one)
+    for part in parts:
+        held.append(part)
         if stopping() or sum(map(len, held)) >= rows:
             yield pa.concat_tables(held)
             held = []
@@ -130,9 +130,3 @@ def _in_order(held: list[pa.Table], batch_rows: int) -> pa.Table:
     window = pa.concat_tables(held)
     # Large batches are sent as a whole, one a second: an order among so many and within each gains nothing.
     return window if batch_rows >= _WINDOW and len(window) > _WINDOW else window.sort_by(ORDER)
-
-
-def _as_new(batch: pa.Table) -> pa.Table:
-    batch = batch.drop_columns(["priority"])
-    batch = batch.append_column("is_new", pa.repeat(True, len(batch)))
-    return batch.append_column("attempts", pa.repeat(pa.scalar(0, pa.int64()), len(batch)))

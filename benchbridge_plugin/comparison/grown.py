@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchbridge_plugin.comparison.first import Census
-from benchbridge_plugin.comparison.rows import ORDER, identity, no_candidates, seen_by
+from benchbridge_plugin.comparison.rows import CANDIDATES, ORDER, TAKES_BACK, as_new, identity, seen_by
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Comparison, Ledger
 from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import SinkProfile
 from benchbridge_plugin.source import BenchmarkSource
 
-_TAKES_BACK = pa.array(["simulated", "failed_run"])
+_TAKES_BACK = pa.array(TAKES_BACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,9 @@ def look(
     census = Census(layout, new, None, signature, scope, Comparison(0, 0, {}, signature, scope, {}), total=0)
     census.add(rows)
     wanted = rows.filter(pc.and_(pc.is_null(rows.column("skip")), rows.column("wanted")))
-    fresh = wanted.select(["result_id", "content_hash", "priority", "measured_at_us"])
-    fresh = fresh.append_column("is_new", pa.repeat(True, len(fresh)))
-    fresh = fresh.append_column("attempts", pa.repeat(pa.scalar(0, pa.int64()), len(fresh)))
-    columns = no_candidates().schema
     again = _due_again(source, mapper, layout, due, cutoff_us=cutoff_us, model=model)
-    tables = [
-        pa.table([table.column(name).cast(columns.field(name).type) for name in columns.names], schema=columns) for table in (fresh, again)
-    ]
-    return Found(layout, census.comparison(), new, pa.concat_tables(tables).sort_by(ORDER), batch)
+    candidates = [table.select(CANDIDATES.names).cast(CANDIDATES) for table in (as_new(wanted), again)]
+    return Found(layout, census.comparison(), new, pa.concat_tables(candidates).sort_by(ORDER), batch)
 
 
 def _new_among(ids: pa.ChunkedArray, seen: pa.Array) -> pa.Array | None:
@@ -94,7 +88,7 @@ def _due_again(
 ) -> pa.Table:
     """The rows that are due and still stand in the file as the ledger knows them, as candidates."""
     if not len(due):
-        return no_candidates()
+        return CANDIDATES.empty_table()
     rows = mapper.classify(source.read(layout, due.column("result_id").combine_chunks()), cutoff_us=cutoff_us, model=model)
     rows = rows.filter(pc.and_(rows.column("wanted"), pc.invert(pc.fill_null(pc.is_in(rows.column("skip"), value_set=_TAKES_BACK), False))))
     place = pc.index_in(identity(rows), value_set=identity(due))

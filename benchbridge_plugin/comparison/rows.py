@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +15,21 @@ from benchbridge_plugin.source import BenchmarkSource
 FEW = 2_000  # rows: so many come with the ids, and are sent as they were compared
 #: With such rows, what is new cannot be told by ids.
 UNTELLING = {"result_id_missing", "result_id_repeated"}
+#: Reasons why what was taken up before, and not delivered, is not sent after all.
+TAKES_BACK = ("simulated", "failed_run")
 #: In which candidates are sent: high-priority models first, then oldest first.
 ORDER = [("priority", "descending"), ("measured_at_us", "ascending"), ("result_id", "ascending")]
+#: The columns of what is to be sent.
+CANDIDATES = pa.schema(
+    [
+        ("result_id", pa.string()),
+        ("content_hash", pa.binary()),
+        ("is_new", pa.bool_()),
+        ("attempts", pa.int64()),
+        ("priority", pa.bool_()),
+        ("measured_at_us", pa.int64()),
+    ]
+)
 
 
 def ids_and_few(source: BenchmarkSource, *, wait: bool = True) -> tuple[Layout, pa.ChunkedArray, pa.Table | None]:
@@ -54,13 +67,7 @@ def identity(rows: pa.Table) -> pa.Array:
     return pa.concat_arrays(joined.chunks) if joined.num_chunks else pa.array([], pa.binary())
 
 
-def no_candidates() -> pa.Table:
-    kinds: Mapping[str, pa.DataType] = {
-        "result_id": pa.string(),
-        "content_hash": pa.binary(),
-        "is_new": pa.bool_(),
-        "attempts": pa.int64(),
-        "priority": pa.bool_(),
-        "measured_at_us": pa.int64(),
-    }
-    return pa.schema(list(kinds.items())).empty_table()
+def as_new(rows: pa.Table) -> pa.Table:
+    """Rows that the ledger does not know, with `is_new` and `attempts` as candidates and batches have them."""
+    rows = rows.append_column("is_new", pa.repeat(True, len(rows)))
+    return rows.append_column("attempts", pa.repeat(pa.scalar(0, pa.int64()), len(rows)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchbridge_plugin.comparison.rows import ORDER, UNTELLING, ids_and_few, no_candidates, seen_by, slices, sorted_ids
+from benchbridge_plugin.comparison.rows import CANDIDATES, ORDER, TAKES_BACK, UNTELLING, ids_and_few, seen_by, slices, sorted_ids
 from benchbridge_plugin.layout import Layout
 from benchbridge_plugin.ledger import Comparison, Ledger
 from benchbridge_plugin.ledger.comparisons import KNOWN_SCHEMA
@@ -48,7 +48,7 @@ _JOIN_SQL = f"""
 """
 # Taken up before, not delivered, and by now simulated or of a failed run: it is not sent after all.
 _TAKEN_BACK = f"""counts
-           AND coalesce(skip IN ('simulated', 'failed_run'), false)
+           AND coalesce(skip IN {TAKES_BACK}, false)
            AND state IN ({int(State.PENDING)}, {int(State.RETRYING)}, {int(State.REJECTED)})"""
 
 _CANDIDATES_SQL = f"""
@@ -91,9 +91,7 @@ class Plan:
 
     layout: Layout
     comparison: Comparison
-    candidates: (
-        pa.Table
-    )  # result_id, content_hash, is_new, attempts, priority, measured_at_us: high-priority models first, then oldest first
+    candidates: pa.Table  # rows.CANDIDATES, in rows.ORDER
     superseded: Sequence[tuple[str, bytes]]
     returned: Sequence[tuple[str, bytes]]
     withdrawn: Sequence[str]
@@ -154,7 +152,7 @@ def compare(
             progress(total, len(ids))
     if not first_time and ledger.comparisons.count_current(source_id) > counted + len(superseded):
         withdrawn += _gone(ledger, source_id, present)
-    ordered = pa.concat_tables(candidates).sort_by(ORDER) if candidates else no_candidates()
+    ordered = pa.concat_tables(candidates).sort_by(ORDER) if candidates else CANDIDATES.empty_table()
     telling = None if UNTELLING & skipped.keys() else ids
     comparison = Comparison(total, untouched, dict(skipped), signature, scope, subjects, telling)
     return Plan(layout, comparison, ordered, superseded, returned, withdrawn, batch)

@@ -65,7 +65,8 @@ class Newest:
         """All of them, brought up to date: what was recorded since is parsed, and no other."""
         with self._lock:
             ((last,),) = cursor.execute("SELECT coalesce(max(id), 0) FROM measurements").fetchall()
-            if not self._last <= last < self._last + _MOST:  # another file, or all that is kept would go: first, so that there are not two of them
+            # Another file, or all that is kept would go: then it goes first, so that there is not twice as much of it.
+            if not self._last <= last < self._last + _MOST:
                 self._rows, self._last = None, 0
             if self._rows is None or last > self._last:
                 self._rows = self._with(cursor, last)
