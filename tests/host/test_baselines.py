@@ -138,6 +138,15 @@ def test_what_is_recorded_between_two_questions_is_known_to_the_second(known: Pr
     assert [row["nearest_throughput"] for row in found] == [700.0, 400.0]
 
 
+def test_a_model_that_is_asked_for_later_than_another_is_known_as_well(known: PredictivePerformance) -> None:
+    """What was asked for first says nothing of what there is of the second; its own rows are not counted twice either."""
+    first = ask(known, measured())
+    assert ask(known, measured("large"))[0]["nearest_throughput"] == 50.0
+    known.record_measurements([measured("large", throughput=70.0), measured("large", throughput=90.0)])
+    assert ask(known, measured("large"))[0]["nearest_throughput"] == 70.0
+    assert ask(known, measured()) == first
+
+
 @pytest.mark.parametrize("times", [1, 30])
 def test_the_oldest_measurements_are_forgotten(service: PredictivePerformance, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """However often it was asked meanwhile: of a hundred that were recorded the newest eight to ten are known."""

@@ -34,6 +34,7 @@ from unified_server.predictive.newest import Newest, parsed, positive
 logger = logging.getLogger(__name__)
 
 _CONFIGURATIONS = 100  # the newest of a model (or a family) on a hardware
+_CALIBRATING = 20_000  # the newest measurements, which say what part of its roof a model reaches
 _GROWN = 1.5  # times as many measurements: then they are asked again
 _SCAN_ROWS = 2_048  # DuckDB's threads share out an Arrow table by its record batches
 
@@ -101,6 +102,7 @@ ORDER BY position
 """
 
 _FACTORS = f"""
+WITH newest AS MATERIALIZED ({parsed(f"(SELECT * FROM measurements WHERE id > (SELECT max(id) FROM measurements) - {_CALIBRATING})")})
 SELECT hardware_platform, mode, precision,
     median(throughput * item_ms / 1000) FILTER (isfinite(throughput) AND throughput > 0) AS of_throughput,
     median(latency / (batch * item_ms)) FILTER (isfinite(latency) AND latency > 0) AS of_latency,
@@ -127,9 +129,9 @@ class Baselines:
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
-        self._newest = Newest()
+        self._of_model, self._of_family = Newest("model_name"), Newest("model_family")
         self._lock = threading.Lock()
-        self._factors: tuple[int, pa.Table] | None = None  # and the last measurement at that time
+        self._factors: tuple[int, pa.Table] | None = None  # and how many measurements there were
         specs = [(name, spec.bandwidth_gb_s, spec.fp32_tflops) for name, spec in published_specs().items()]
         self._specs = pa.table(dict(zip(("device", "bandwidth", "tflops"), map(list, zip(*specs, strict=True)), strict=True)))
 
@@ -150,20 +152,25 @@ class Baselines:
         asked = asked.append_column("position", pa.array(range(asked.num_rows), pa.int64()))
         asked = pa.Table.from_batches(asked.to_batches(max_chunksize=_SCAN_ROWS), asked.schema)
         with self._file.cursor() as cursor:
-            newest = self._newest.table(cursor)
             asked = _select(cursor, _ASKED, rows=asked)
-            nearest = _select(cursor, _OF_MODEL, asked=asked, newest=newest)
+            nearest = _select(cursor, _OF_MODEL, asked=asked, newest=self._of_model.table(cursor, _names(asked, "model_name")))
             strangers = asked.filter(pc.invert(pc.is_in(asked.column("position"), nearest.column("position"))))
-            if strangers.num_rows:
-                nearest = pa.concat_tables([nearest, _select(cursor, _OF_FAMILY, asked=strangers, newest=newest)])
-            factors = self._usual(cursor, newest)
+            if families := _names(strangers, "model_family"):
+                found = _select(cursor, _OF_FAMILY, asked=strangers, newest=self._of_family.table(cursor, families))
+                nearest = pa.concat_tables([nearest, found])
+            factors = self._usual(cursor)
             found = _select(cursor, _GUESSES, asked=asked, nearest=nearest, specs=self._specs, factors=factors)
         return found.cast(BASELINE_SCHEMA)
 
-    def _usual(self, cursor: duckdb.DuckDBPyConnection, newest: pa.Table) -> pa.Table:
+    def _usual(self, cursor: duckdb.DuckDBPyConnection) -> pa.Table:
         """What measurements usually are of their roofs; looked at anew when there are half as many more."""
-        last = pc.max(newest.column("id")).as_py() or 0
+        ((count,),) = cursor.execute("SELECT coalesce(max(id), 0) FROM measurements").fetchall()
         with self._lock:
-            if self._factors is None or not self._factors[0] <= last < _GROWN * self._factors[0] + 1:
-                self._factors = last, _select(cursor, _FACTORS, newest=newest, specs=self._specs)
+            if self._factors is None or not self._factors[0] <= count < _GROWN * self._factors[0] + 1:
+                self._factors = count, _select(cursor, _FACTORS, specs=self._specs)
             return self._factors[1]
+
+
+def _names(asked: pa.Table, column: str) -> list[str]:
+    names: list[str] = pc.unique(asked.column(column).drop_null()).to_pylist()
+    return names
