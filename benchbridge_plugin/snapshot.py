@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 _LARGEST_BYTES = 256 * 2**20
 _LONGEST_S = 0.05  # that a copy may take
-_MEMORY = "128MB"  # that the copy's pages may take
+_MEMORY = "64MB"  # that the copy's pages may take
 
 
 @contextmanager

@@ -146,20 +146,22 @@ class BenchmarkSource:
                 rows = connection.sql(sql).to_arrow_table()
         return layout, table.column("id"), rows
 
-    def slices(self, layout: Layout, ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> Iterator[pa.Table]:
+    def slices(
+        self, layout: Layout, ids: pa.Array, *, wait: bool = True, columns: str | None = None, most: int | None = None
+    ) -> Iterator[pa.Table]:
         """All rows with these ids, a slice at a time; the slices are sized so that each holds the file for about 50 ms, opening and closing included.
 
         Many of them are read from a copy of the file, which is held once for that (see snapshot.py).
 
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
-        `columns`: other ones than those of the roles.
+        `columns`: other ones than those of the roles. `most`: ids of a slice; None leaves that to the source.
         """
         where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
         sql = f"SELECT {columns or layout.columns}\nFROM {layout.tables}\nWHERE {where}"
         with self._copied(wait=wait) if self._worth_a_copy(len(ids)) else nullcontext() as copy:
             start = 0
             while start < len(ids):
-                size = self._slice if copy is None else _COPY_SLICE
+                size = min(self._slice, most or self._slice) if copy is None else most or _COPY_SLICE
                 # As text, which every type reads as it writes it; a Python value could arrive as another type.
                 ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
                 with self._session(wait=wait) if copy is None else self._explaining(copy) as connection:
@@ -174,6 +176,7 @@ class BenchmarkSource:
                     self._slice = self._next_slice(size, took)
                 start += size
                 yield table
+                del table  # or it would be held while the next one is read
 
     def read(self, layout: Layout, result_ids: pa.Array, *, wait: bool = True, columns: str | None = None) -> pa.Table:
         """The rows with these result ids (text), in no order. Ids that are gone are left out. `columns`: other ones than those of the roles."""

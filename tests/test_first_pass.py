@@ -60,7 +60,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def slices_of(size: int) -> Callable[..., Iterator[pa.Table]]:
     slices = BenchmarkSource.slices
 
-    def small_slices(self: BenchmarkSource, layout: Any, ids: pa.Array, *, wait: bool = True) -> Iterator[pa.Table]:
+    def small_slices(
+        self: BenchmarkSource, layout: Any, ids: pa.Array, *, wait: bool = True, most: int | None = None
+    ) -> Iterator[pa.Table]:
         for start in range(0, len(ids), size):
             yield from slices(self, layout, ids.slice(start, size), wait=wait)
 

@@ -81,6 +81,16 @@ def test_a_small_file_is_read_as_it_stands(large: Path) -> None:
     assert reader.holds()["count"] > 1
 
 
+@pytest.mark.parametrize("most", [900, 6_000])
+def test_no_more_is_read_at_once_than_was_asked_for(large: Path, most: int) -> None:
+    """What is held in memory at a time is a matter of who reads, not of how large the file is."""
+    reader = BenchmarkSource(str(large))
+    layout, ids = reader.ids()
+    sizes = [len(rows) for rows in reader.slices(layout, ids.combine_chunks().sort(), most=most)]
+    assert set(sizes[:-1]) == {most}
+    assert sum(sizes) == ROWS
+
+
 def test_what_is_read_is_what_stood_there_when_the_copy_was_made(large: Path) -> None:
     """The writer goes on meanwhile, and is kept from nothing."""
     reader = BenchmarkSource(str(large))

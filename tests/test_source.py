@@ -376,6 +376,14 @@ def test_the_file_is_free_for_a_writer_after_every_read(opener: Callable[[Path],
     assert opener(path) == "opened"
 
 
+def test_without_a_copy_no_more_is_read_at_once_than_was_asked_for_either(tmp_path: Path) -> None:
+    source = BenchmarkSource(str(filled(tmp_path, limit=6000)))
+    layout, ids = source.ids()
+    sizes = [len(rows) for rows in source.slices(layout, ids.combine_chunks().sort(), most=700)]
+    assert max(sizes) == 700
+    assert sum(sizes) == 6000
+
+
 def test_reading_leaves_every_byte_of_the_file_as_it_was(tmp_path: Path) -> None:
     """Neither content nor times change, and no file appears beside it."""
     path = filled(tmp_path)

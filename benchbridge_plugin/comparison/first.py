@@ -16,7 +16,7 @@ from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import BATCH_FIELDS, SinkProfile
 from benchbridge_plugin.source import BenchmarkSource
 
-_WINDOW = 50_000  # results that are put in order together
+_WINDOW = 20_000  # results that are put in order together, and of which everything that is held in memory is a small multiple
 
 
 @dataclass(slots=True)
@@ -82,7 +82,8 @@ def first_pass(
     """
     held: list[pa.Table] = []
     size = 0
-    for rows in _gathered(slices(source, census.layout, census.ids, census.rows), max(batch_rows, _WINDOW), stopping):
+    at_once = max(batch_rows, _WINDOW)
+    for rows in _gathered(slices(source, census.layout, census.ids, census.rows, most=at_once), at_once, stopping):
         if stopping():
             return
         seen = _without_repeated(mapper.survey(rows, profile, cutoff_us=cutoff_us, model=model))
@@ -90,12 +91,15 @@ def first_pass(
         wanted = seen.filter(pc.and_(pc.is_null(seen.column("skip")), seen.column("wanted")))
         held.append(wanted.select([*BATCH_FIELDS, "priority"]))
         size += len(wanted)
-        if size >= max(batch_rows, _WINDOW):
+        del rows, seen, wanted  # or they would be kept until the next ones are mapped
+        if size >= at_once:
             window = _in_order(held, batch_rows)
             whole = size - size % batch_rows
             for start in range(0, whole, batch_rows):
                 yield as_new(window.slice(start, batch_rows).drop_columns(["priority"]))
-            held, size = [window.slice(whole)], size - whole
+            size -= whole
+            held = [window.slice(whole)] if size else []
+            del window
     if size:
         window = _in_order(held, batch_rows)
         for start in range(0, size, batch_rows):
@@ -111,6 +115,7 @@ def _gathered(parts: Iterable[pa.Table], rows: int, stopping: Callable[[], bool]
         if stopping() or sum(map(len, held)) >= rows:
             yield pa.concat_tables(held)
             held = []
+        del part
     if held:
         yield pa.concat_tables(held)
 

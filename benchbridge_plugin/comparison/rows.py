@@ -43,10 +43,12 @@ def sorted_ids(ids: pa.ChunkedArray) -> pa.Array:
     return found.take(pc.array_sort_indices(found))
 
 
-def slices(source: BenchmarkSource, layout: Layout, ids: pa.Array, few: pa.Table | None, *, wait: bool = True) -> Iterable[pa.Table]:
-    """All rows; those that came with the ids are not read again."""
+def slices(
+    source: BenchmarkSource, layout: Layout, ids: pa.Array, few: pa.Table | None, *, wait: bool = True, most: int | None = None
+) -> Iterable[pa.Table]:
+    """All rows, at most so many at once; those that came with the ids are not read again."""
     if few is None:
-        return source.slices(layout, ids, wait=wait)
+        return source.slices(layout, ids, wait=wait, most=most)
     return [few] if len(few) else []
 
 
