@@ -150,6 +150,33 @@ def test_what_takes_too_long_to_copy_is_read_in_slices(large: Path, monkeypatch:
     assert reader.holds()["count"] > 1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "copies", "is_copied"),
+    [
+        ([0.2, 0.01], 3, True),
+        ([0.2, 0.2], 2, False),
+        ([9.0, 0.01], 1, False),
+    ],
+    ids=["slow once: the disk had to be waited for", "slow again", "far too slow to be tried again"],
+)
+def test_a_copy_is_made_where_it_is_quick_at_the_second_try(
+    large: Path, monkeypatch: pytest.MonkeyPatch, seconds: list[float], copies: int, is_copied: bool
+) -> None:
+    made: list[float] = []
+    copy = snapshot._copy
+
+    def timed(file: Path, place: str) -> float:
+        made.append(copy(file, place))
+        return seconds[len(made) - 1] if len(made) <= len(seconds) else 0.01
+
+    monkeypatch.setattr(snapshot, "_copy", timed)
+    monkeypatch.setattr(snapshot, "_LONGEST_S", 0.05)
+    rows, reader = read(large)
+    assert throughputs(rows) == EVERYTHING
+    assert len(made) == copies
+    assert (reader.holds()["count"] == 1) is is_copied
+
+
 FAKES = {
     "no cp": None,
     "a full disk": "exit 1",
