@@ -26,10 +26,10 @@ _logger = logging.getLogger(__name__)
 _SHARE_OF_TIME = 0.1
 _SHARE_OVER_HTTP = 0.1
 _AT_LEAST = 200  # rows of a batch that a sample has
-_FIRST = 20  # rows, as long as nothing is known of how long they take; then up to four times as many as were asked for lately
+_FIRST = 20  # rows, as long as nothing is known of how long they take; then as many at least, and up to four times as many as lately
 _GROWTH = 4
 _REMEMBERED = 8  # answers
-_ALLOWANCE_S = 0.25  # of a run, whatever it delivers: so a small cycle is scored whole
+_ALLOWANCE_S = 0.25  # of a run where a tenth is less: so a small cycle is scored whole
 _PATIENCE_S = 5.0
 _IDENTITY = ("result_id", "content_hash")
 
@@ -97,7 +97,7 @@ class Scorer:
         self._patience_s = min(patience_s, _PATIENCE_S)
         self._stopping = stopping
         self._clock = clock
-        self._left_s = _ALLOWANCE_S  # of the time that asking may take
+        self._delivering_s = self._asking_s = 0.0
         self._cost = Cost() if cost is None else cost
         self._asked = False
         self._began = 0.0
@@ -111,7 +111,7 @@ class Scorer:
     def end(self, forecast: Forecast | None, batch: pa.Table, receipt: Receipt) -> Scored | None:
         """After it was sent: what was predicted of the rows that were delivered. None: there is none."""
         now = self._clock()
-        self._left_s += _SHARE_OF_TIME * (now - self._began)
+        self._delivering_s += now - self._began
         if forecast is None:
             return None
         try:
@@ -120,8 +120,13 @@ class Scorer:
             _logger.exception("a batch could not be scored")
             self._share = 0.0
             return None
-        self._left_s -= self._clock() - now
+        self._asking_s += self._clock() - now
         return scored
+
+    @property
+    def _left_s(self) -> float:
+        """Of the time that asking may take."""
+        return max(_ALLOWANCE_S, _SHARE_OF_TIME * self._delivering_s) - self._asking_s
 
     def _ask(self, batch: pa.Table) -> Forecast | None:
         """In pieces: as much as the time that is left allows, and none as long as half of it would go into being asked at all."""
@@ -132,11 +137,13 @@ class Scorer:
         said: list[pa.Table] = []
         while len(waiting) and self._worth_asking() and not self._stopping():
             piece = waiting[: self._cost.rows_within(max(self._left_s, 2 * self._cost.fixed_s))]
+            if self._asked and len(piece) < min(len(waiting), _FIRST):
+                break  # being asked may be all that it costs: better later, for more of them
             self._asked = True
             began = self._clock()
             answer = self._answer(batch.select([*FORECAST_FIELDS]).take(piece))
             took = self._clock() - began
-            self._left_s -= took
+            self._asking_s += took
             if answer is None:
                 self._share = 0.0
                 return None
