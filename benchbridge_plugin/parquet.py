@@ -45,6 +45,9 @@ class ParquetSource(BenchmarkSource):
     def _worth_a_copy(self, rows: int) -> bool:
         return False  # nobody is kept from it
 
+    def _slice_of(self, most: int | None) -> int:
+        return self._slice
+
     def _next_slice(self, size: int, took_s: float) -> int:
         return LARGEST_SLICE
 

@@ -26,9 +26,12 @@ _logger = logging.getLogger(__name__)
 _SHARE_OF_TIME = 0.1
 _SHARE_OVER_HTTP = 0.1
 _AT_LEAST = 200  # rows of a batch that a sample has
-_FIRST = 20  # rows, as long as nothing is known of how long they take; then as many at least, and up to four times as many as lately
+_FIRST = (
+    20  # rows, as long as nothing is known of how long they take; then up to four times as many as lately, and as many in a second question
+)
 _GROWTH = 4
 _REMEMBERED = 8  # answers
+_ASTRAY = 1.5
 _ALLOWANCE_S = 0.25  # of a run where a tenth is less: so a small cycle is scored whole
 _PATIENCE_S = 5.0
 _IDENTITY = ("result_id", "content_hash")
@@ -62,17 +65,27 @@ class Cost:
     @property
     def fixed_s(self) -> float:
         """No more than this is due for being asked. 0 as long as answers about one number of rows alone say nothing of it."""
-        several = len({rows for rows, _ in self._answers}) > 1
-        return min(seconds for _, seconds in self._answers) if several else 0.0
+        telling = self._telling()
+        several = len({rows for rows, _ in telling}) > 1
+        return min(seconds for _, seconds in telling) if several else 0.0
 
     def rows_within(self, seconds: float) -> int:
         """How many rows it answers in so much time; at least one."""
         if not self._answers:
             return _FIRST
-        most, took = max(self._answers)
+        most, took = max(self._telling())
         each = max(took - self.fixed_s, 0.0) / most
         affordable = (seconds - self.fixed_s) / each if each else math.inf
         return max(int(min(affordable, _GROWTH * most)), 1)
+
+    def _telling(self) -> list[tuple[int, float]]:
+        """The answers without those that took far longer for each row than one about no more rows did: they waited for something else."""
+        answers = self._answers
+        return [
+            (rows, seconds)
+            for rows, seconds in answers
+            if not any(fewer <= rows and _ASTRAY * quicker / fewer < seconds / rows for fewer, quicker in answers)
+        ]
 
 
 class Scorer:

@@ -26,8 +26,8 @@ _logger = logging.getLogger(__name__)
 
 _LARGEST_BYTES = 256 * 2**20
 _LONGEST_S = 0.05  # that a copy may take
-_FAR_TOO_LONG = 10  # times as long: not tried again
-_MEMORY = "64MB"  # that the copy's pages may take
+_FAR_TOO_LONG = 4  # times as long: not tried again
+_MEMORY = "64MB"  # that the copy's pages may take, as long as no query needs more
 
 
 @contextmanager
@@ -57,6 +57,13 @@ def snapshot(file: Path, held: Callable[[], AbstractContextManager[bool]]) -> It
             connection.close()
 
 
+def lift_limit(copy: DuckDBPyConnection) -> None:
+    """For a query that needs more memory than the pages of the copy may take: as much as DuckDB takes by itself."""
+    copy.execute("RESET memory_limit")
+    ((usual,),) = copy.execute("SELECT system.main.current_setting('memory_limit')").fetchall()
+    copy.execute(f"SET memory_limit = '{usual}'")  # DuckDB 1.5 resets the setting, and not what it goes by
+
+
 def _is_quick(file: Path, place: str) -> bool:
     """Whether the file can be copied in the time; tried without keeping anybody out. What that copied may be torn, and is copied over.
 
@@ -70,7 +77,8 @@ def _is_quick(file: Path, place: str) -> bool:
 
 def _open(copy: Path) -> DuckDBPyConnection | None:
     try:
-        connection = duckdb.connect(str(copy), read_only=True, config={"memory_limit": _MEMORY})
+        # Beside the copy there is no place to move anything to: its directory is gone when it is read.
+        connection = duckdb.connect(str(copy), read_only=True, config={"memory_limit": _MEMORY, "temp_directory": ""})
         connection.execute("SET TimeZone = 'UTC'")
     except duckdb.Error as error:  # it was read a moment ago, so something is wrong with the copy: the file itself can still be read
         _logger.warning("the copy of a benchmark file cannot be read: %s", error)

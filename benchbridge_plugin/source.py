@@ -28,7 +28,7 @@ import pyarrow as pa
 from benchbridge_plugin.errors import SourceBusy, SourceError, SourceInvalid, SourceLayoutError, SourceMissing
 from benchbridge_plugin.files import located
 from benchbridge_plugin.layout import Layout, catalogue_of, detect
-from benchbridge_plugin.snapshot import snapshot
+from benchbridge_plugin.snapshot import lift_limit, snapshot
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -154,14 +154,14 @@ class BenchmarkSource:
         Many of them are read from a copy of the file, which is held once for that (see snapshot.py).
 
         `ids` must be sorted and unique. A row that appears meanwhile between two of the ids is returned too; it is new, and that is no harm.
-        `columns`: other ones than those of the roles. `most`: ids of a slice; None leaves that to the source.
+        `columns`: other ones than those of the roles. `most`: ids of a slice, on a copy exactly; None leaves that to the source.
         """
         where = f"{layout.id_column} >= CAST($1 AS {layout.id_type}) AND {layout.id_column} <= CAST($2 AS {layout.id_type})"
         sql = f"SELECT {columns or layout.columns}\nFROM {layout.tables}\nWHERE {where}"
         with self._copied(wait=wait) if self._worth_a_copy(len(ids)) else nullcontext() as copy:
             start = 0
             while start < len(ids):
-                size = min(self._slice, most or self._slice) if copy is None else most or _COPY_SLICE
+                size = self._slice_of(most) if copy is None else most or _COPY_SLICE
                 # As text, which every type reads as it writes it; a Python value could arrive as another type.
                 ends = [str(ids[place].as_py()) for place in (start, min(start + size, len(ids)) - 1)]
                 with self._session(wait=wait) if copy is None else self._explaining(copy) as connection:
@@ -170,7 +170,13 @@ class BenchmarkSource:
                         connection.sql(sql, params=ends[:1] * 2).fetchall()
                         self._least_s = time.monotonic() - began
                     began = time.monotonic()
-                    table = connection.sql(sql, params=ends).to_arrow_table()
+                    try:
+                        table = connection.sql(sql, params=ends).to_arrow_table()
+                    except duckdb.OutOfMemoryException:
+                        if copy is None:
+                            raise
+                        lift_limit(connection)  # a table without a declared key is put in order as a whole, to be joined once
+                        table = connection.sql(sql, params=ends).to_arrow_table()
                     took = max(time.monotonic() - began, 1e-4)
                 if copy is None:
                     self._slice = self._next_slice(size, took)
@@ -212,6 +218,9 @@ class BenchmarkSource:
             guidance="Nothing is lost: try again.",
             path=self.path,
         )
+
+    def _slice_of(self, most: int | None) -> int:
+        return min(self._slice, most or self._slice)
 
     def _next_slice(self, size: int, took_s: float) -> int:
         """Smaller at once, larger in steps: a slice that was quick by chance must not be followed by one that holds the file for long."""
@@ -379,6 +388,9 @@ class BenchmarkSource:
             return SourceLayoutError(
                 f"The tables of {self.path} cannot be read: {text}", guidance="docs/layouts.md says which columns are read.", path=self.path
             )
+        elif isinstance(error, duckdb.OutOfMemoryException):
+            what = f"cannot be read with the memory there is: {text}"
+            todo = "Nothing is lost: give this process more memory, or declare the primary keys of the tables in the file."
         else:
             what, todo = f"cannot be read: {text}", "The file seems damaged; check it with the duckdb shell, or restore it from a backup."
         return SourceInvalid(f"The benchmark database {self.path} {what}.", guidance=todo, path=self.path)

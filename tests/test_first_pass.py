@@ -14,6 +14,7 @@ import pytest
 from benchbridge_plugin import sync
 from benchbridge_plugin.comparison import begin_census, compare, first, first_pass, rows
 from benchbridge_plugin.errors import SourceInvalid
+from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import Answer, Receipt, Settlement, SinkProfile, SyncRequest
 from benchbridge_plugin.source import BenchmarkSource
 from tests.conftest import Clock, World, fill
@@ -55,6 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "FEW", 0)
     monkeypatch.setattr(BenchmarkSource, "slices", slices_of(4))
     monkeypatch.setattr(first, "_WINDOW", 8)
+    monkeypatch.setattr(first, "_LARGE", 8)
 
 
 def slices_of(size: int) -> Callable[..., Iterator[pa.Table]]:
@@ -141,6 +143,27 @@ def test_a_file_without_results_has_none(world: World, sink: Quick, passes: list
     assert (world.accounting.total, sink.batches, passes) == (0, [], ["first_pass"])
     world.database.insert(result_id=1)
     assert world.sync().synced == 1
+
+
+@pytest.mark.parametrize(("batch_size", "at_once"), [(1, 8), (8, 8), (12, 12)])
+def test_no_more_is_read_and_mapped_at_once_than_is_sent_or_put_in_order_together(
+    world: World, sink: Quick, monkeypatch: pytest.MonkeyPatch, batch_size: int, at_once: int
+) -> None:
+    """So what is held in memory does not depend on how many results there are."""
+    fill(world, ROWS)
+    monkeypatch.setattr(rows, "FEW", 0)
+    monkeypatch.setattr(first, "_WINDOW", 8)
+    mapped: list[int] = []
+    survey = Mapper.survey
+
+    def watched(self: Mapper, read: pa.Table, *arguments: Any, **options: Any) -> pa.Table:
+        mapped.append(len(read))
+        return survey(self, read, *arguments, **options)
+
+    monkeypatch.setattr(Mapper, "survey", watched)
+    assert world.sync(policy={"batch_size": batch_size}).synced == ROWS
+    assert set(mapped[:-1]) == {at_once}
+    assert sum(mapped) == ROWS
 
 
 # -- which, and in which order --------------------------------------------------------------------------------------------------------------

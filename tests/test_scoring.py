@@ -234,6 +234,22 @@ def test_a_predictor_whose_first_answer_took_all_the_time_there_is_gets_no_quest
     assert len(sink.asked) <= 1 + 2.0 / 0.4
 
 
+@pytest.mark.parametrize("delay_s", [0.2, 0.4, 1.0])
+def test_an_answer_that_waited_for_something_else_says_nothing_of_the_next_runs(delay_s: float) -> None:
+    """A cycle after it may score less, the third one is scored whole."""
+    clock = Clock()
+    sink = Timed(clock, 0.000_05, fixed_s=delay_s)
+    cost = Cost()
+    Scorer(sink, None, cost=cost, clock=clock).begin(many(100))
+    quick = Timed(clock, 0.000_05, fixed_s=0.02)
+    scored = []
+    for _ in range(3):
+        before = sum(quick.asked)
+        Scorer(quick, None, cost=cost, clock=clock).begin(many(100))
+        scored.append(sum(quick.asked) - before)
+    assert scored[-1] == 100
+
+
 def test_what_an_answer_took_is_remembered_from_run_to_run() -> None:
     """So that a small batch is asked for at once, even where to be asked takes all the time that there is."""
     clock = Clock()

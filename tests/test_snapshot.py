@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from benchbridge_plugin import snapshot, source
-from benchbridge_plugin.errors import SourceBusy
+from benchbridge_plugin.errors import SourceBusy, SourceInvalid
 from benchbridge_plugin.source import BenchmarkSource
 
 ROWS = source._WORTH_A_COPY
@@ -89,6 +89,32 @@ def test_no_more_is_read_at_once_than_was_asked_for(large: Path, most: int) -> N
     sizes = [len(rows) for rows in reader.slices(layout, ids.combine_chunks().sort(), most=most)]
     assert set(sizes[:-1]) == {most}
     assert sum(sizes) == ROWS
+
+
+def with_runs(path: Path) -> None:
+    """A table of runs without a declared key, which is put in order as a whole, so that a run that stands in it twice doubles no result."""
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(
+            "CREATE TABLE test_runs AS SELECT i AS run_id, repeat('x', 200) AS test_name, true AS success FROM range(1, 60_001) AS t(i)"
+        )
+        connection.execute("ALTER TABLE performance_results ADD COLUMN run_id INTEGER; UPDATE performance_results SET run_id = result_id")
+
+
+def test_what_takes_more_memory_than_the_copys_pages_may_is_read_all_the_same(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_runs(large)
+    monkeypatch.setattr(snapshot, "_MEMORY", "12MB")
+    rows, reader = read(large)
+    assert throughputs(rows) == EVERYTHING
+    assert reader.holds()["count"] == 1
+
+
+def test_too_little_memory_is_told_and_is_no_damage(large: Path) -> None:
+    with_runs(large)
+    with duckdb.connect(str(large), config={"memory_limit": "12MB", "temp_directory": ""}) as host:
+        reader = BenchmarkSource(str(large), host_connection=lambda: host)
+        layout, ids = reader.ids()
+        with pytest.raises(SourceInvalid, match=r"memory there is.*more memory, or declare the primary keys"):
+            list(reader.slices(layout, ids.combine_chunks().sort()))
 
 
 def test_what_is_read_is_what_stood_there_when_the_copy_was_made(large: Path) -> None:

@@ -16,7 +16,8 @@ from benchbridge_plugin.mapping import Mapper
 from benchbridge_plugin.model import BATCH_FIELDS, SinkProfile
 from benchbridge_plugin.source import BenchmarkSource
 
-_WINDOW = 20_000  # results that are put in order together, and of which everything that is held in memory is a small multiple
+_WINDOW = 20_000  # results that are read, mapped and put in order together: what is held beside all ids is a small multiple of it
+_LARGE = 50_000  # results of a batch that is sent as a whole
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ def first_pass(
             for start in range(0, whole, batch_rows):
                 yield as_new(window.slice(start, batch_rows).drop_columns(["priority"]))
             size -= whole
-            held = [window.slice(whole)] if size else []
+            held = [window.slice(whole).take(pa.array(range(size), pa.int64()))] if size else []  # a slice would keep all of the window
             del window
     if size:
         window = _in_order(held, batch_rows)
@@ -134,4 +135,4 @@ def _without_repeated(seen: pa.Table) -> pa.Table:
 def _in_order(held: list[pa.Table], batch_rows: int) -> pa.Table:
     window = pa.concat_tables(held)
     # Large batches are sent as a whole, one a second: an order among so many and within each gains nothing.
-    return window if batch_rows >= _WINDOW and len(window) > _WINDOW else window.sort_by(ORDER)
+    return window if batch_rows >= _LARGE and len(window) > _LARGE else window.sort_by(ORDER)
