@@ -77,8 +77,7 @@ def _is_quick(file: Path, place: str) -> bool:
 
 def _open(copy: Path) -> DuckDBPyConnection | None:
     try:
-        # Beside the copy there is no place to move anything to: its directory is gone when it is read.
-        connection = duckdb.connect(str(copy), read_only=True, config={"memory_limit": _MEMORY, "temp_directory": ""})
+        connection = duckdb.connect(str(copy), read_only=True, config={"memory_limit": _MEMORY})
         connection.execute("SET TimeZone = 'UTC'")
     except duckdb.Error as error:  # it was read a moment ago, so something is wrong with the copy: the file itself can still be read
         _logger.warning("the copy of a benchmark file cannot be read: %s", error)

@@ -172,7 +172,10 @@ class BenchmarkSource:
                     began = time.monotonic()
                     try:
                         table = connection.sql(sql, params=ends).to_arrow_table()
-                    except duckdb.OutOfMemoryException:
+                    except (
+                        duckdb.OutOfMemoryException,
+                        duckdb.IOException,
+                    ):  # the latter where it looks for the copy's directory, to move things to
                         if copy is None:
                             raise
                         lift_limit(connection)  # a table without a declared key is put in order as a whole, to be joined once
