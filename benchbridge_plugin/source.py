@@ -175,7 +175,7 @@ class BenchmarkSource:
                     except (
                         duckdb.OutOfMemoryException,
                         duckdb.IOException,
-                    ):  # the latter where it looks for the copy's directory, to move things to
+                    ):  # the latter where it looks for the copy's directory, to spill
                         if copy is None:
                             raise
                         lift_limit(connection)  # a table without a declared key is put in order as a whole, to be joined once
