@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,14 +65,23 @@ def lift_limit(copy: DuckDBPyConnection) -> None:
 
 
 def _is_quick(file: Path, place: str) -> bool:
-    """Whether the file can be copied in the time; tried without keeping anybody out. What that copied may be torn, and is copied over.
+    """Whether the file can be copied in the time; tried without keeping anybody out. What that copied may be torn.
 
     Twice, for the first time the disk may have to be waited for, and slices would keep the writer out for longer in all than many copies.
     """
-    took = _copy(file, place)
+    took = _trial(file, place)
     if _LONGEST_S < took <= _FAR_TOO_LONG * _LONGEST_S:
-        took = _copy(file, place)
+        took = _trial(file, place)
     return 0 < took <= _LONGEST_S
+
+
+def _trial(file: Path, place: str) -> float:
+    """How long a copy takes, which is gone then: to write over it takes twice as long as to make another."""
+    took = _copy(file, place)
+    with suppress(OSError):
+        for part in Path(place).iterdir():
+            part.unlink()
+    return took
 
 
 def _open(copy: Path) -> DuckDBPyConnection | None:
@@ -98,7 +107,6 @@ def _copy(file: Path, place: str) -> float:
     command = shutil.which("cp")
     if command is None:
         return 0.0
-    Path(place, f"{file.name}.wal").unlink(missing_ok=True)
     began = time.monotonic()
     try:
         done = subprocess.run([command, "--", *_parts(file), place], stdin=subprocess.DEVNULL, capture_output=True, check=False)
