@@ -26,12 +26,10 @@ _logger = logging.getLogger(__name__)
 _SHARE_OF_TIME = 0.1
 _SHARE_OVER_HTTP = 0.1
 _AT_LEAST = 200  # rows of a batch that a sample has
-_FIRST = (
-    20  # rows, as long as nothing is known of how long they take; then up to four times as many as lately, and as many in a second question
-)
-_GROWTH = 4
+_FIRST = 20  # rows, as long as nothing is known of how long they take; a run's later questions are about as many at least
+_GROWTH = 4  # times as many as were asked for lately, at most
 _REMEMBERED = 8  # answers
-_ASTRAY = 1.5
+_ASTRAY = 1.5  # times as long for each row: such an answer waited for something else
 _ALLOWANCE_S = 0.25  # of a run where a tenth is less: so a small cycle is scored whole
 _PATIENCE_S = 5.0
 _IDENTITY = ("result_id", "content_hash")
@@ -79,7 +77,7 @@ class Cost:
         return max(int(min(affordable, _GROWTH * most)), 1)
 
     def _telling(self) -> list[tuple[int, float]]:
-        """The answers without those that took far longer for each row than one about no more rows did: they waited for something else."""
+        """The answers without those that took far longer for each row than one about no more rows did."""
         answers = self._answers
         return [
             (rows, seconds)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
 _logger = logging.getLogger(__name__)
@@ -57,11 +58,18 @@ def snapshot(file: Path, held: Callable[[], AbstractContextManager[bool]]) -> It
             connection.close()
 
 
-def lift_limit(copy: DuckDBPyConnection) -> None:
-    """For a query that needs more memory than the pages of the copy may take: as much as DuckDB takes by itself."""
-    copy.execute("RESET memory_limit")
-    ((usual,),) = copy.execute("SELECT system.main.current_setting('memory_limit')").fetchall()
-    copy.execute(f"SET memory_limit = '{usual}'")  # DuckDB 1.5 resets the setting, and not what it goes by
+def fetch(copy: DuckDBPyConnection, sql: str, params: Sequence[str]) -> pa.Table:
+    """The rows of a query of the copy; with as much memory as DuckDB takes by itself, where the limit of the pages is too little.
+
+    So it is where a table without a declared key is put in order as a whole, to be joined once. Raises duckdb.Error.
+    """
+    try:
+        return copy.sql(sql, params=params).to_arrow_table()
+    except (duckdb.OutOfMemoryException, duckdb.IOException):  # the latter where DuckDB looks for the copy's directory, to spill
+        copy.execute("RESET memory_limit")
+        ((usual,),) = copy.execute("SELECT system.main.current_setting('memory_limit')").fetchall()
+        copy.execute(f"SET memory_limit = '{usual}'")  # DuckDB 1.5 resets the setting, and not what it goes by
+        return copy.sql(sql, params=params).to_arrow_table()
 
 
 def _is_quick(file: Path, place: str) -> bool:

@@ -28,7 +28,7 @@ import pyarrow as pa
 from benchbridge_plugin.errors import SourceBusy, SourceError, SourceInvalid, SourceLayoutError, SourceMissing
 from benchbridge_plugin.files import located
 from benchbridge_plugin.layout import Layout, catalogue_of, detect
-from benchbridge_plugin.snapshot import lift_limit, snapshot
+from benchbridge_plugin.snapshot import fetch, snapshot
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -170,16 +170,7 @@ class BenchmarkSource:
                         connection.sql(sql, params=ends[:1] * 2).fetchall()
                         self._least_s = time.monotonic() - began
                     began = time.monotonic()
-                    try:
-                        table = connection.sql(sql, params=ends).to_arrow_table()
-                    except (
-                        duckdb.OutOfMemoryException,
-                        duckdb.IOException,
-                    ):  # the latter where it looks for the copy's directory, to spill
-                        if copy is None:
-                            raise
-                        lift_limit(connection)  # a table without a declared key is put in order as a whole, to be joined once
-                        table = connection.sql(sql, params=ends).to_arrow_table()
+                    table = connection.sql(sql, params=ends).to_arrow_table() if copy is None else fetch(copy, sql, ends)
                     took = max(time.monotonic() - began, 1e-4)
                 if copy is None:
                     self._slice = self._next_slice(size, took)

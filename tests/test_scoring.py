@@ -189,6 +189,14 @@ def many(rows: int) -> pa.Table:
     return make_batch(*[{}] * rows)
 
 
+def deliver_for(seconds: int, scorer: Scorer, clock: Clock, batch: pa.Table) -> None:
+    """The batch again and again, a second each; what is asked comes on top."""
+    for _ in range(seconds):
+        forecast = scorer.begin(batch)
+        clock.advance(1.0)
+        scorer.end(forecast, batch, Receipt([None] * len(batch)))
+
+
 @pytest.mark.parametrize("row_s", [0.000_01, 0.001, 0.02])
 def test_a_predictor_gets_a_tenth_of_the_time_of_delivery_or_a_quarter_of_a_second(row_s: float) -> None:
     """Whichever is more, however long it takes for a row, which the first few tell."""
@@ -196,10 +204,7 @@ def test_a_predictor_gets_a_tenth_of_the_time_of_delivery_or_a_quarter_of_a_seco
     sink = Timed(clock, row_s)
     scorer = Scorer(sink, None, clock=clock)
     batch = many(5_000)
-    for _ in range(10):
-        forecast = scorer.begin(batch)
-        clock.advance(1.0)
-        scorer.end(forecast, batch, Receipt([None] * len(batch)))
+    deliver_for(10, scorer, clock, batch)
     allowed = min(1.0 * 10 * 5_000, max(0.25, 0.1 * 10) / row_s)
     assert 0.5 * allowed < sum(sink.asked) <= allowed + 20
 
@@ -211,10 +216,7 @@ def test_a_predictor_that_takes_long_to_begin_is_asked_seldom_and_for_many_rows(
     scorer = Scorer(sink, None, clock=clock)
     batch = many(20_000)
     began = clock.time
-    for _ in range(40):
-        forecast = scorer.begin(batch)
-        clock.advance(1.0)
-        scorer.end(forecast, batch, Receipt([None] * len(batch)))
+    deliver_for(40, scorer, clock, batch)
     asking_s = clock.time - began - 40
     assert asking_s <= 0.1 * 40 + 0.01
     assert sum(sink.asked) > 0.4 * asking_s / 0.000_02
@@ -226,10 +228,7 @@ def test_a_predictor_whose_first_answer_took_all_the_time_there_is_gets_no_quest
     sink = Timed(clock, 0.0, fixed_s=0.4)
     scorer = Scorer(sink, None, clock=clock)
     batch = many(5_000)
-    for _ in range(20):
-        forecast = scorer.begin(batch)
-        clock.advance(1.0)
-        scorer.end(forecast, batch, Receipt([None] * len(batch)))
+    deliver_for(20, scorer, clock, batch)
     assert min(sink.asked) >= 20
     assert len(sink.asked) <= 1 + 2.0 / 0.4
 
